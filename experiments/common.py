@@ -1,0 +1,147 @@
+"""What every experiment shares: its options, and a results file that says where its figures come from."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "tensorflow-datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options that every experiment has.
+
+    Attributes:
+      quick: a small version of the same run, for a first look and for tests.
+      seed: the first random seed; a script that repeats uses seed, seed + 1, ...
+      data_dir: folder of prepared data sets; default: $RVSM_DATA_DIR, then the user's cache.
+      out: folder for the results file and the figure.
+    """
+
+    quick: bool = False
+    seed: int = 0
+    data_dir: pathlib.Path | None = None
+    out: pathlib.Path = RESULTS
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """n, mean and sample standard deviation of repeated measurements, and the values themselves.
+
+    >>> summary([1.0, 2.0, 3.0])
+    {'n': 3, 'mean': 2.0, 'std': 1.0, 'values': [1.0, 2.0, 3.0]}
+    """
+    x = np.asarray(values, float)
+    return {
+        "n": x.size,
+        "mean": float(x.mean()),
+        "std": float(x.std(ddof=1)) if x.size > 1 else None,
+        "values": x.tolist(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The backend and its devices, and the processor that drives them."""
+    cpu = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    devices = jax.devices()
+    return {
+        "backend": jax.default_backend(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def revision() -> str:
+    """The git revision of the working tree, marked ``-dirty`` if it has uncommitted changes; ``unknown`` outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def save(name: str, options: Options, started: float, **results: Any) -> pathlib.Path:
+    """Writes ``<out>/<name>.json`` (``<name>-quick.json`` for a quick run), whole or not at all.
+
+    Args:
+      name: the experiment's name.
+      options: the options it ran with, saved beside the results.
+      started: ``time.time()`` at its start.
+      **results: what it found: anything JSON can hold, and NumPy or JAX numbers and arrays.
+
+    Returns:
+      The path written.
+
+    Raises:
+      OSError: if the folder cannot be written; an older file of the same name is left untouched.
+    """
+    record = {
+        "experiment": name,
+        "command": " ".join(["python", "-m", f"experiments.{name}", *sys.argv[1:]]),
+        "options": {k: _plain(v) for k, v in dataclasses.asdict(options).items() if k not in ("out", "data_dir")},
+        "revision": revision(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "minutes": round((time.time() - started) / 60, 2),
+        **results,
+    }
+    path = output_path(name, options, ".json")
+    partial = path.with_suffix(".json.partial")
+    try:
+        partial.write_text(json.dumps(record, indent=1, default=_plain) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def output_path(name: str, options: Options, suffix: str) -> pathlib.Path:
+    """``<out>/<name><suffix>``, with ``-quick`` in the name of a quick run; the folder is made."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options.out / f"{name}{'-quick' if options.quick else ''}{suffix}"
+
+
+def load(name: str, folder: pathlib.Path = RESULTS) -> Mapping[str, Any]:
+    """Reads a results file back."""
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pathlib.Path):
+        return str(value)
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return np.asarray(value).tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value

@@ -1,0 +1,1 @@
+"""Neural networks as Flax NNX modules and pure forward functions."""
