@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The git revision of the working tree, marked ``-dirty`` if it has uncommitted changes; ``unknown`` outside git."""
+    """The git revision of the working tree, with ``-dirty`` after it if there are uncommitted changes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(

@@ -1,1 +1,1 @@
-"""Relaxed variable splitting for sparse networks: penalties x groups -> proximal operators -> links of an optax chain."""
+"""Relaxed variable splitting for sparse networks: penalties x groups -> proximal operators -> links of a chain."""
