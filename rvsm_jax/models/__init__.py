@@ -1,1 +1,6 @@
 """Neural networks as Flax NNX modules and pure forward functions."""
+
+from rvsm_jax.models.lenet import lenet5, lenet_300_100
+from rvsm_jax.models.network import Network, functional
+
+__all__ = ["Network", "functional", "lenet5", "lenet_300_100"]
