@@ -1,0 +1,182 @@
+"""Penalty x groups -> an operator on a whole tree of parameters.
+
+    u = argmin_u  1/2 |u - w|^2 + t sum_leaves P(|u_g|)
+
+The operator maps trees, not leaves, so that ranking all layers together is the same code as ranking each by itself. It
+touches the leaves that ``where`` selects and hands the others through as they are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rvsm_jax.groups import Groups, weights
+from rvsm_jax.penalties import Penalty
+
+Where = Callable[[str, Any], bool]
+NOT_KERNELS = frozenset({"bias", "b", "scale", "embedding"})
+
+
+def kernels(path: str, leaf: Any) -> bool:
+    """True for convolution and dense kernels: rank >= 2, and not named bias, b, scale or embedding.
+
+    Args:
+      path: the leaf's path, such as ``"conv1/kernel"``.
+      leaf: the leaf.
+
+    Returns:
+      Whether it is a kernel.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rvsm_jax.proximal import kernels
+      >>> kernels("conv1/kernel", jnp.ones((5, 5, 1, 20))), kernels("conv1/bias", jnp.ones(20))
+      (True, False)
+    """
+    return getattr(leaf, "ndim", 0) >= 2 and not NOT_KERNELS.intersection(path.split("/")[-2:])
+
+
+def convolutions(path: str, leaf: Any) -> bool:
+    """True for convolution kernels alone: what the published runs of RVSM and RGSM make sparse.
+
+    Args:
+      path: the leaf's path.
+      leaf: the leaf.
+
+    Returns:
+      Whether it is a kernel of rank >= 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rvsm_jax.proximal import convolutions
+      >>> convolutions("conv1/kernel", jnp.ones((5, 5, 1, 20))), convolutions("dense1/kernel", jnp.ones((8, 2)))
+      (True, False)
+    """
+    return kernels(path, leaf) and leaf.ndim >= 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximalOperator:
+    """u = argmin_u 1/2 |u - w|^2 + t P(u) on a tree of parameters; made by ``proximal_operator``."""
+
+    penalty: Penalty
+    groups: Groups
+    where: Where
+    joint: bool
+
+    def __call__(self, params: chex.ArrayTree, strength: float | jax.Array) -> chex.ArrayTree:
+        """Maps params to their proximal point at the given strength t >= 0."""
+        if isinstance(strength, int | float | np.number) and not strength >= 0:
+            raise ValueError(f"strength must be >= 0, got {strength}")
+        return _on_selected(functools.partial(_prox, self, strength), params, self.where)
+
+    def value(self, params: chex.ArrayTree) -> jax.Array:
+        """P(params): the sum of the penalty over the selected leaves."""
+        leaves, chosen, _ = _selected(params, self.where)
+        return _value(self, [leaves[i] for i in chosen])
+
+    def gradient(self, params: chex.ArrayTree) -> chex.ArrayTree:
+        """A gradient of P at params, zero on the leaves not selected; 0 at a group of norm zero."""
+        leaves, chosen, treedef = _selected(params, self.where)
+        gradients = [jnp.zeros_like(leaf) for leaf in leaves]
+        for i, g in zip(chosen, _gradient(self, [leaves[i] for i in chosen]), strict=True):
+            gradients[i] = g
+        return treedef.unflatten(gradients)
+
+
+def proximal_operator(
+    penalty: Penalty, groups: Groups = weights, where: Where = kernels, *, joint: bool = False
+) -> ProximalOperator:
+    """u = argmin_u 1/2 |u - w|^2 + t sum_g rho(|u_g|): the sparse copy u of the weights w.
+
+    Args:
+      penalty: what shrinks.
+      groups: what a group is; groups of one leaf must not overlap.
+      where: ``where(path, leaf) -> bool`` selects leaves; default: convolution and dense kernels.
+      joint: hand the penalty the groups of all leaves at once, so that ``top_k`` ranks the whole network.
+
+    Returns:
+      A pure, jitted function ``(params, strength) -> params`` on any tree of arrays. Its ``value(params)`` is the
+      penalty and its ``gradient(params)`` the penalty's gradient. Leaves keep their dtypes.
+
+    Raises:
+      TypeError: penalty is not a Penalty, groups or where not a function; when used: a selected leaf not of floats.
+      ValueError: when used: a negative strength, a ``where`` that selects nothing, a leaf without a group's axis.
+
+    References:
+      Dinh and Xin, arXiv:1812.05719, Algorithm 1 (the update of u).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import rvsm_jax
+      >>> prox = rvsm_jax.proximal_operator(rvsm_jax.l1())
+      >>> print(prox({"kernel": jnp.array([[2.0, -0.5]]), "bias": jnp.array([0.1])}, 1.0))
+      {'bias': Array([0.1], dtype=float32), 'kernel': Array([[1., 0.]], dtype=float32)}
+    """
+    if not isinstance(penalty, Penalty):
+        raise TypeError(f"penalty must be a Penalty such as l0() or l1(), got {penalty!r}")
+    for name, function in (("groups", groups), ("where", where)):
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {function!r}")
+    return ProximalOperator(penalty, groups, where, joint)
+
+
+def _on_selected(f, params, where):
+    leaves, chosen, treedef = _selected(params, where)
+    for i, leaf in zip(chosen, f([leaves[i] for i in chosen]), strict=True):
+        leaves[i] = leaf
+    return treedef.unflatten(leaves)
+
+
+def _selected(params, where) -> tuple[list[Any], list[int], Any]:
+    """The leaves of a tree, the places of the selected ones, and the tree's structure."""
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+    leaves = [leaf for _, leaf in with_paths]
+    chosen = [i for i, leaf in enumerate(leaves) if where(paths[i], leaf)]
+    if leaves and not chosen:
+        raise ValueError(f"where must select at least one leaf, it selects none of {paths}")
+    for i in chosen:
+        if not jnp.issubdtype(getattr(leaves[i], "dtype", type(leaves[i])), jnp.floating):
+            kind = getattr(leaves[i], "dtype", type(leaves[i]).__name__)
+            raise TypeError(f"where must select arrays of floats, it selects {paths[i]!r} of dtype {kind}")
+    return leaves, chosen, treedef
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prox(operator, strength, leaves):
+    pairs = [operator.groups(x) for x in leaves]
+    magnitudes = [m for m, _ in pairs]
+    if operator.joint:
+        magnitudes = _split(operator.penalty.prox(_join(magnitudes), strength), magnitudes)
+    else:
+        magnitudes = [operator.penalty.prox(m, strength) for m in magnitudes]
+    return [rebuild(z) for (_, rebuild), z in zip(pairs, magnitudes, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value(operator, leaves):
+    magnitudes = [operator.groups(x)[0] for x in leaves]
+    parts = [_join(magnitudes)] if operator.joint and magnitudes else magnitudes
+    values = [operator.penalty.value(m) for m in parts]
+    dtype = np.result_type(np.float32, *values)
+    return sum((v.astype(dtype) for v in values), start=jnp.zeros((), dtype))
+
+
+_gradient = jax.jit(jax.grad(_value, argnums=1), static_argnums=0)
+
+
+def _join(magnitudes):
+    dtype = jnp.result_type(*magnitudes)
+    return jnp.concatenate([m.ravel().astype(dtype) for m in magnitudes])
+
+
+def _split(joined, like):
+    ends = np.cumsum([m.size for m in like])[:-1]
+    return [z.reshape(m.shape).astype(m.dtype) for z, m in zip(jnp.split(joined, ends), like, strict=True)]
