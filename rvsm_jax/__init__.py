@@ -20,6 +20,7 @@ from rvsm_jax.penalties import (
 )
 from rvsm_jax.proximal import ProximalOperator, convolutions, kernels, proximal_operator
 from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm
+from rvsm_jax.report import Sparsity, sparsity
 from rvsm_jax.splitting import group_penalty, proximal_step, relaxed_splitting
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Method",
     "Penalty",
     "ProximalOperator",
+    "Sparsity",
     "channels",
     "convolutions",
     "filters",
@@ -46,6 +48,7 @@ __all__ = [
     "rvsm",
     "scad",
     "shapes",
+    "sparsity",
     "top_k",
     "transformed_l1",
     "two_thirds_norm",

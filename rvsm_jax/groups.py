@@ -14,6 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rvsm_jax.precision import at_least_float32
+
 Rebuild = Callable[[jax.Array], jax.Array]
 Groups = Callable[[jax.Array], tuple[jax.Array, Rebuild]]
 
@@ -170,7 +172,7 @@ def _spanning(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, Rebuild]:
 
 def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """|x|_2 over axes, kept as axes of size 1, summed in float32 or wider; its gradient at zero is zero."""
-    square = jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))), axis=axes, keepdims=True)
+    square = jnp.sum(jnp.square(x.astype(at_least_float32(x.dtype))), axis=axes, keepdims=True)
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rvsm_jax.precision import at_least_float32
+
 Value = Callable[[jax.Array], jax.Array]
 Prox = Callable[[jax.Array, jax.Array | float], jax.Array]
 
@@ -224,12 +226,13 @@ def half_norm() -> Penalty:
       [0.0, 1.13, 3.742]
     """
 
+    def root(c):
+        cosine = jnp.clip(-(27**0.5) / 4 * c, -1, 1)
+        y = 4 / 3 * jnp.cos(jnp.arccos(cosine) / 3) ** 2
+        return _newton(y, 1, c, lambda y: 0.5 * y**-0.5, lambda y: -0.25 * y**-1.5)
+
     def prox(m, t):
-        safe = jnp.where(m <= _half_threshold(t), 1, m)
-        cosine = jnp.clip(-t / 4 * (3 / safe) ** 1.5, -1, 1)
-        z = 4 * safe / 3 * jnp.cos(jnp.arccos(cosine) / 3) ** 2
-        z = _newton(z, safe, t, lambda z: 0.5 * z**-0.5, lambda z: -0.25 * z**-1.5)
-        return _keep_above(_half_threshold(t), m, z)
+        return _scaled(m <= 1.5 * jnp.cbrt(t) ** 2, m, lambda m: t / m / jnp.sqrt(m), root)
 
     return _penalty(value=lambda m: jnp.sum(_power(m, 1 / 2)), prox=prox)
 
@@ -237,7 +240,7 @@ def half_norm() -> Penalty:
 def two_thirds_norm() -> Penalty:
     """rho(m) = m^(2/3): zero up to 2 (2 t / 3)^(3/4), then z = s^3, s the larger root of s^4 - m s + 2 t / 3 = 0.
 
-    By Ferrari: s = (r + sqrt(2 m / r - r^2)) / 2 with r = sqrt(2 y) and y^3 - (2 t / 3) y - m^2 / 8 = 0.
+    By Ferrari: s = (r + sqrt(2 m / r - r^2)) / 2 with r = sqrt(2 y) and y^3 - (2 t / 3) y - m^2 / 8 = 0, in units of m.
 
     Returns:
       The penalty.
@@ -252,16 +255,15 @@ def two_thirds_norm() -> Penalty:
       [0.0, 0.913, 3.564]
     """
 
+    def root(c):
+        third = (2 * c / 9) ** 3
+        cube = jnp.cbrt(1 / 16 + jnp.sqrt(1 / 256 - third))
+        r = jnp.sqrt(2 * (cube + 2 * c / 9 / cube))
+        y = ((r + jnp.sqrt(2 / r - r**2)) / 2) ** 3
+        return _newton(y, 1, c, lambda y: 2 / 3 * y ** (-1 / 3), lambda y: -2 / 9 * y ** (-4 / 3))
+
     def prox(m, t):
-        c = 2 * t / 3
-        threshold = 2 * c**0.75
-        safe = jnp.where(m <= threshold, 1 + threshold, m)
-        half = safe**2 / 16
-        root = jnp.cbrt(half + jnp.sqrt(jnp.maximum(half**2 - (c / 3) ** 3, 0)))
-        r = jnp.sqrt(2 * (root + c / (3 * root)))
-        z = ((r + jnp.sqrt(jnp.maximum(2 * safe / r - r**2, 0))) / 2) ** 3
-        z = _newton(z, safe, t, lambda z: 2 / 3 * z ** (-1 / 3), lambda z: -2 / 9 * z ** (-4 / 3))
-        return _keep_above(threshold, m, z)
+        return _scaled(m <= 2 * (2 * t / 3) ** 0.75, m, lambda m: t / m / jnp.cbrt(m), root)
 
     return _penalty(value=lambda m: jnp.sum(_power(m, 2 / 3)), prox=prox)
 
@@ -314,19 +316,15 @@ def _penalty(value: Value, prox: Prox) -> Penalty:
     """Runs both maps in float32 or wider, the strength in the magnitudes' dtype."""
 
     def wide_value(m):
-        return value(_wide(m))
+        m = jnp.asarray(m)
+        return value(m.astype(at_least_float32(m.dtype)))
 
     def wide_prox(m, t):
         m = jnp.asarray(m)
-        wide = _wide(m)
-        return prox(wide, jnp.asarray(t, wide.dtype)).astype(m.dtype)
+        dtype = at_least_float32(m.dtype)
+        return prox(m.astype(dtype), jnp.asarray(t, dtype)).astype(m.dtype)
 
     return Penalty(wide_value, wide_prox)
-
-
-def _wide(m):
-    m = jnp.asarray(m)
-    return m.astype(jnp.promote_types(m.dtype, jnp.float32)) if m.dtype.itemsize < 4 else m
 
 
 def _keep_above(threshold, m, z):
@@ -340,8 +338,13 @@ def _newton(z, m, t, slope, curvature):
     return z - (z - m + t * slope(z)) / lax.stop_gradient(jnp.maximum(hessian, 1e-3))
 
 
-def _half_threshold(t):
-    return 1.5 * jnp.cbrt(t) ** 2
+def _scaled(small, m, relative, root):
+    """m root(c), c = t / m^(2 - p): the map of a power rho(m) = m^p by its root at m = 1; 0 where m is small.
+
+    At the threshold c is 0.54 for p = 1/2 and 0.60 for p = 2/3; a larger one is underflow in t or m.
+    """
+    safe = jnp.where(small, 1, m)
+    return jnp.where(small, 0, safe * root(jnp.where(small, 0, jnp.minimum(relative(safe), 0.6))))
 
 
 def _power(m, exponent):

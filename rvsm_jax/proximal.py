@@ -18,6 +18,7 @@ import numpy as np
 
 from rvsm_jax.groups import Groups, weights
 from rvsm_jax.penalties import Penalty
+from rvsm_jax.precision import at_least_float32
 
 Where = Callable[[str, Any], bool]
 NOT_KERNELS = frozenset({"bias", "b", "scale", "embedding"})
@@ -78,16 +79,16 @@ class ProximalOperator:
 
     def value(self, params: chex.ArrayTree) -> jax.Array:
         """P(params): the sum of the penalty over the selected leaves."""
-        leaves, chosen, _ = _selected(params, self.where)
+        chosen, _, leaves = selected(params, self.where)
         return _value(self, [leaves[i] for i in chosen])
 
     def gradient(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """A gradient of P at params, zero on the leaves not selected; 0 at a group of norm zero."""
-        leaves, chosen, treedef = _selected(params, self.where)
+        chosen, _, leaves = selected(params, self.where)
         gradients = [jnp.zeros_like(leaf) for leaf in leaves]
         for i, g in zip(chosen, _gradient(self, [leaves[i] for i in chosen]), strict=True):
             gradients[i] = g
-        return treedef.unflatten(gradients)
+        return jax.tree.unflatten(jax.tree.structure(params), gradients)
 
 
 def proximal_operator(
@@ -127,26 +128,44 @@ def proximal_operator(
     return ProximalOperator(penalty, groups, where, joint)
 
 
-def _on_selected(f, params, where):
-    leaves, chosen, treedef = _selected(params, where)
-    for i, leaf in zip(chosen, f([leaves[i] for i in chosen]), strict=True):
-        leaves[i] = leaf
-    return treedef.unflatten(leaves)
+def selected(params: chex.ArrayTree, where: Where) -> tuple[list[int], list[str], list[Any]]:
+    """Which leaves of a tree ``where`` selects.
 
+    Args:
+      params: a tree of arrays.
+      where: ``where(path, leaf) -> bool``.
 
-def _selected(params, where) -> tuple[list[Any], list[int], Any]:
-    """The leaves of a tree, the places of the selected ones, and the tree's structure."""
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    Returns:
+      The places of the selected leaves, the paths of all leaves, and all leaves.
+
+    Raises:
+      ValueError: if there are leaves, and none of them is selected.
+      TypeError: if a selected leaf is not an array of floats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rvsm_jax.proximal import kernels, selected
+      >>> selected({"bias": jnp.ones(2), "kernel": jnp.ones((3, 2))}, kernels)[:2]
+      ([1], ['bias', 'kernel'])
+    """
+    with_paths = jax.tree_util.tree_leaves_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
     leaves = [leaf for _, leaf in with_paths]
     chosen = [i for i, leaf in enumerate(leaves) if where(paths[i], leaf)]
     if leaves and not chosen:
         raise ValueError(f"where must select at least one leaf, it selects none of {paths}")
     for i in chosen:
-        if not jnp.issubdtype(getattr(leaves[i], "dtype", type(leaves[i])), jnp.floating):
-            kind = getattr(leaves[i], "dtype", type(leaves[i]).__name__)
+        kind = getattr(leaves[i], "dtype", type(leaves[i]))
+        if not jnp.issubdtype(kind, jnp.floating):
             raise TypeError(f"where must select arrays of floats, it selects {paths[i]!r} of dtype {kind}")
-    return leaves, chosen, treedef
+    return chosen, paths, leaves
+
+
+def _on_selected(f, params, where):
+    chosen, _, leaves = selected(params, where)
+    for i, leaf in zip(chosen, f([leaves[i] for i in chosen]), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -165,7 +184,7 @@ def _value(operator, leaves):
     magnitudes = [operator.groups(x)[0] for x in leaves]
     parts = [_join(magnitudes)] if operator.joint and magnitudes else magnitudes
     values = [operator.penalty.value(m) for m in parts]
-    dtype = np.result_type(np.float32, *values)
+    dtype = at_least_float32(*(v.dtype for v in values))
     return sum((v.astype(dtype) for v in values), start=jnp.zeros((), dtype))
 
 
@@ -173,7 +192,7 @@ _gradient = jax.jit(jax.grad(_value, argnums=1), static_argnums=0)
 
 
 def _join(magnitudes):
-    dtype = jnp.result_type(*magnitudes)
+    dtype = at_least_float32(*(m.dtype for m in magnitudes))
     return jnp.concatenate([m.ravel().astype(dtype) for m in magnitudes])
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rvsm_jax.precision import at_least_float32
 from rvsm_jax.proximal import ProximalOperator
 
 Number: TypeAlias = float | jax.Array
@@ -229,7 +230,7 @@ def _pulled(d, w, u, scale):
 
 def _plus(d, scale, x):
     """d + scale x in the wider of their dtypes and at least float32, back in d's."""
-    wide = jnp.promote_types(jnp.promote_types(d.dtype, x.dtype), jnp.float32)
+    wide = at_least_float32(d.dtype, x.dtype)
     return (d.astype(wide) + jnp.asarray(scale, wide) * x.astype(wide)).astype(d.dtype)
 
 
