@@ -8,11 +8,13 @@ References:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 
+from rvsm_jax.models.convolution import conv_general_dilated
 from rvsm_jax.models.network import Network, functional
 from rvsm_jax.models.pooling import max_pool
 
@@ -101,8 +103,9 @@ class LeNet5(nnx.Module):
             raise ValueError(f"LeNet-5 needs images of at least 16 x 16 pixels, got {height} x {width}")
         left = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
         self.activation = activation
-        self.conv1 = nnx.Conv(channels, 20, (5, 5), padding="VALID", kernel_init=xavier, rngs=rngs)
-        self.conv2 = nnx.Conv(20, 50, (5, 5), padding="VALID", kernel_init=xavier, rngs=rngs)
+        options: Any = dict(padding="VALID", kernel_init=xavier, conv_general_dilated=conv_general_dilated, rngs=rngs)
+        self.conv1 = nnx.Conv(channels, 20, (5, 5), **options)
+        self.conv2 = nnx.Conv(20, 50, (5, 5), **options)
         self.dense1 = nnx.Linear(50 * left[0] * left[1], 500, kernel_init=xavier, rngs=rngs)
         self.dense2 = nnx.Linear(500, num_classes, kernel_init=xavier, rngs=rngs)
 
