@@ -21,11 +21,11 @@ from rvsm_jax.penalties import Penalty
 from rvsm_jax.precision import at_least_float32
 
 Where = Callable[[str, Any], bool]
-NOT_KERNELS = frozenset({"bias", "b", "scale", "embedding"})
+NOT_KERNELS = frozenset({"bias", "scale", "embedding"})
 
 
 def kernels(path: str, leaf: Any) -> bool:
-    """True for convolution and dense kernels: rank >= 2, and not named bias, b, scale or embedding.
+    """True for convolution and dense kernels: rank >= 2, and not named bias, scale or embedding.
 
     Args:
       path: the leaf's path, such as ``"conv1/kernel"``.
