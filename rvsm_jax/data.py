@@ -227,7 +227,7 @@ def _caches(name: str, folders: Sequence[pathlib.Path], prepared: pathlib.Path |
 
 
 def _read_cache(name: str, path: pathlib.Path) -> Dataset:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         arrays = {key: stored[key] for key in ARRAYS}
     return _checked(Dataset(name, path.stem.rpartition("-")[2], **arrays, num_classes=CLASSES[name]))
 
