@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvsm_jax.step import Forward, PyTree, TrainState, cast, cross_entropy, to_unit
+from rvsm_jax.step import Forward, PyTree, TrainState, cast, cross_entropy, kernels, norm, to_unit
 
+Sparse = Callable[[PyTree, jax.Array], PyTree]  # (w, number of steps made) -> u
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -78,7 +79,9 @@ def take(mesh: Mesh, state: TrainState, images: jax.Array, labels: jax.Array, or
     return [jnp.take(array, at, axis=0, mode="clip") for array in (images, labels)]
 
 
-def make_epoch(step: Step, mesh: Mesh | None = None) -> Callable[..., tuple[TrainState, dict[str, np.ndarray]]]:
+def make_epoch(
+    step: Step, mesh: Mesh | None = None, scan: bool | None = None
+) -> Callable[..., tuple[TrainState, dict[str, np.ndarray]]]:
     """Builds ``epoch(state, images, labels, order, count) -> (state, metrics)``, which makes ``count`` steps.
 
     On an accelerator they are one ``lax.scan``. On the CPU backend, where a convolution inside a scan is several times
@@ -87,6 +90,7 @@ def make_epoch(step: Step, mesh: Mesh | None = None) -> Callable[..., tuple[Trai
     Args:
       step: from `make_step`, or any function like it.
       mesh: where the arrays live; default: `data_mesh`.
+      scan: whether to scan; default: as the backend has it.
 
     Returns:
       The function. ``state`` is donated: use the one returned. ``order`` is from `shuffle`, and step t takes its row
@@ -98,7 +102,8 @@ def make_epoch(step: Step, mesh: Mesh | None = None) -> Callable[..., tuple[Trai
         made = step(state, *take(mesh, state, images, labels, order))
         return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, P()))
 
-    if mesh.devices.flat[0].platform == "cpu":
+    scan = mesh.devices.flat[0].platform != "cpu" if scan is None else scan
+    if not scan:
         single = jax.jit(advance, donate_argnums=0)
 
         def many(state, images, labels, order, count):
@@ -169,6 +174,46 @@ def evaluate(
     ]  # fmt: skip
     loss, correct = np.asarray(jax.device_get(totals), np.float64).sum(0)
     return {"loss": float(loss) / len(labels), "accuracy": float(correct) / len(labels)}
+
+
+class Measure:
+    """``measure(state) -> (u, record)``: u = sparse(w), how well both do and how far they are apart.
+
+    The record has ``w_loss``, ``w_accuracy``, ``u_loss``, ``u_accuracy``, if there is ``validation``, ``zeros``, the
+    share of exact zeros in the kernels of u, and ``distance``, Euclidean |w - u|. Without ``sparse``, u is left out.
+
+    Args:
+      forward: as in `make_step`.
+      sparse: ``(w, step) -> u``; step is the number of steps made.
+      validation: images and labels.
+      mesh: where the arrays live.
+      **options: of `evaluate`.
+    """
+
+    def __init__(self, forward: Forward, sparse: Sparse | None, validation: Any, mesh: Mesh, **options: Any):
+        self.sparse: Sparse = (lambda w, step: w) if sparse is None else jax.jit(sparse)
+        self._letters = "w" if sparse is None else "wu"
+        self._data = None if validation is None else replicate(validation, mesh)
+        self._evaluate: Callable[..., dict[str, float]] = functools.partial(evaluate, forward, mesh=mesh, **options)
+
+    def __call__(self, state: TrainState) -> tuple[PyTree, dict[str, float]]:
+        """Measures w = ``state.params``; see the class."""
+        u, record = self.sparse(state.params, state.step), dict[str, float]()
+        for letter, weights in zip(self._letters, (state.params, u), strict=False):
+            if self._data is not None:
+                found = self._evaluate(weights, state.model_state, *self._data)
+                record |= {f"{letter}_{name}": value for name, value in found.items()}
+        if "u" in self._letters:
+            record |= {name: float(value) for name, value in jax.device_get(_gap(state.params, u)).items()}
+        return u, record
+
+
+@jax.jit
+def _gap(w: PyTree, u: PyTree) -> dict[str, jax.Array]:
+    leaves = [leaf for leaf, on in zip(jax.tree.leaves(u), jax.tree.leaves(kernels(u)), strict=True) if on]
+    zeros = sum(((leaf == 0).sum() for leaf in leaves), start=jnp.zeros((), jnp.int32))
+    distance = norm(jax.tree.map(jnp.subtract, w, u))
+    return {"zeros": zeros / max(1, sum(leaf.size for leaf in leaves)), "distance": distance}
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "preprocess", "compute_dtype", "batch", "mesh"))

@@ -31,7 +31,7 @@ class NonFiniteLoss(FloatingPointError):
 
 def all_finite(metrics: Mapping[str, np.ndarray], state: TrainState) -> bool:
     """Whether the metrics of all steps, and the weights and the model's state after them, are finite."""
-    return all(np.isfinite(m).all() for m in metrics.values()) and not any(_bad((state.params, state.model_state)))
+    return all(np.isfinite(m).all() for m in metrics.values()) and not nonfinite((state.params, state.model_state))
 
 
 def explain(
@@ -59,7 +59,7 @@ def explain(
         (grads, _, metrics), (new, _) = gradient(state, images, labels), step(state, images, labels)
         loss = float(metrics["loss"])
         places = {"gradient": grads, "weight": new.params, "model state": new.model_state}
-        bad = [(kind, name) for kind, tree in places.items() for name in _bad(tree)]
+        bad = [(kind, name) for kind, tree in places.items() for name in nonfinite(tree)]
         if bad or not np.isfinite(loss):
             kind, leaf = bad[0] if bad else ("", "")
             where = f"; first non-finite {kind}: {leaf!r}, and {len(bad) - 1} other arrays" if bad else ""
@@ -74,7 +74,7 @@ def explain(
     )
 
 
-def _bad(tree: PyTree) -> list[str]:
+def nonfinite(tree: PyTree) -> list[str]:
     """Paths of the leaves whose squares do not have a finite sum, in the order of the tree."""
     flags = jax.device_get(_flags(tree))
     return [leaf_name(path) for path, flag in jax.tree.leaves_with_path(flags) if flag]

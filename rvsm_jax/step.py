@@ -94,7 +94,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([1]), 0.1).round(4)
     Array([0.6931], dtype=float32)
     """
-    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) if jnp.finfo(logits.dtype).bits < 32 else logits)
     chosen = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     return -(1 - label_smoothing) * chosen - (label_smoothing * log_p.mean(-1) if label_smoothing else 0.0)
 

@@ -8,11 +8,10 @@
     result = fit(forward, params, model_state, tx, train, validation, epochs=10, batch_size=128, key=key,
                  sparse=lambda w, step: prox(w, lam / beta))  # all of it, evaluated, recorded and checkpointed
 
-Letters: w, the weights that are trained; u = sparse(w), those that are shipped. Shapes: N images ``[N, H, W, C]``, which
-stay on the device as they are, labels int32 ``[N]``, B of them a batch, S = N // B steps an epoch.
+Letters: w, the weights that are trained; u = sparse(w), those that are shipped. Shapes: N images ``[N, H, W, C]``,
+which stay on the device as they are, labels int32 ``[N]``, B of them a batch, S = N // B steps an epoch.
 """
 
-import functools
 import math
 import os
 import time
@@ -26,8 +25,8 @@ import numpy as np
 import optax
 
 from rvsm_jax.checkpoints import CheckpointError, Checkpoints
-from rvsm_jax.epochs import data_mesh, evaluate, make_epoch, replicate, shuffle, take
-from rvsm_jax.finite import NonFiniteLoss, all_finite, explain
+from rvsm_jax.epochs import Measure, Sparse, data_mesh, evaluate, make_epoch, replicate, shuffle, take
+from rvsm_jax.finite import NonFiniteLoss, all_finite, explain, nonfinite
 from rvsm_jax.history import Record, Recorder, plot_history
 from rvsm_jax.step import (
     Forward,
@@ -35,17 +34,14 @@ from rvsm_jax.step import (
     PyTree,
     TrainState,
     init_state,
-    kernels,
     make_gradient,
     make_step,
-    norm,
     to_unit,
 )
 
 __all__ = ["CheckpointError", "FitResult", "Forward", "NonFiniteLoss", "Perturb", "TrainState", "data_mesh", "evaluate"]
 __all__ += ["fit", "init_state", "make_epoch", "make_gradient", "make_step", "plot_history", "shuffle"]
 
-Sparse = Callable[[PyTree, jax.Array], PyTree]
 Arrays = tuple[Any, Any]  # images [N, H, W, C] and labels [N]
 
 
@@ -128,17 +124,20 @@ def fit(
       CheckpointError: if ``checkpoint_dir`` holds checkpoints but none that this run may resume from.
     """
     steps = _check_run(epochs, batch_size, train, validation, select, checkpoint_every)
-    _check_model(forward, params, model_state, train, validation, options.get("preprocess"))
     mesh, (step_key, order_key) = data_mesh(devices, batch_size), jax.random.split(key)
     state = replicate(init_state(params, model_state, tx, step_key), mesh)
+    _check_model(forward, sparse, params, model_state, train, validation, options.get("preprocess"))
     run, store = _Run(state, _best(state, -1.0) if select == "best" else None, [], {}), None
     if checkpoint_dir is not None:
         agree = _fingerprint(train, key, batch_size, select, replace_weights, options, config)
         store = Checkpoints(checkpoint_dir, agree, keep)
         found = store.restore(run[:2])
         run = _Run(*found[0], *found[1]) if found else run
+        if int(run.state.step) > epochs * steps:
+            raise ValueError(f"epochs = {epochs}, but {checkpoint_dir} is at step {run.state.step}, {steps} an epoch")
     advance = _make_chunk(forward, tx, replicate(train, mesh), order_key, batch_size, checkpoint_every, mesh, options)
-    measure, started = _Measure(forward, sparse, validation, mesh, options), time.perf_counter()
+    shared = {name: options[name] for name in ("preprocess", "compute_dtype") if options.get(name) is not None}
+    measure, started = Measure(forward, sparse, validation, mesh, **shared), time.perf_counter()
     with Recorder(metrics_path, run.records, epochs, progress) as recorder:
         while int(run.state.step) < epochs * steps:
             run = advance(run)
@@ -178,7 +177,7 @@ def _best(state: TrainState, score: float) -> _Best:
 def _make_chunk(forward, tx, data, key, batch_size, every, mesh, options) -> Callable[[_Run], _Run]:
     """``chunk(run) -> run``: steps up to the epoch's end or the next checkpoint; raises if they are not finite."""
     step, gradient = make_step(forward, tx, **options), make_gradient(forward, **options)
-    epoch, size = make_epoch(step, mesh), len(data[1])
+    epoch, (images, labels), size = make_epoch(step, mesh), data, len(data[1])
     steps = size // batch_size
 
     def chunk(run):
@@ -186,18 +185,17 @@ def _make_chunk(forward, tx, data, key, batch_size, every, mesh, options) -> Cal
         count = min(steps - at % steps, every - at % every if every else steps)
         order = replicate(shuffle(key, at // steps, examples=size, batch_size=batch_size), mesh)
         good = _copy(run.state)
-        state, metrics = epoch(run.state, *data, order, count)
+        state, metrics = epoch(run.state, images, labels, order, count)
         if not all_finite(metrics, state):
-            raise NonFiniteLoss(
-                *explain(gradient, step, lambda s: take(mesh, s, *data, order), good, count), run.records
-            )
+            found = explain(gradient, step, lambda state: take(mesh, state, images, labels, order), good, count)
+            raise NonFiniteLoss(*found, run.records)
         part = {name: run.part.get(name, []) + values.tolist() for name, values in metrics.items()}
         return run._replace(state=state, part=part)
 
     return chunk
 
 
-def _end_epoch(run: _Run, measure: "_Measure", replace_weights: bool, seconds: float) -> _Run:
+def _end_epoch(run: _Run, measure: Measure, replace_weights: bool, seconds: float) -> _Run:
     """Evaluates, records and selects; puts w := u if asked to."""
     state, best = run.state, run.best
     u, found = measure(state)
@@ -218,37 +216,6 @@ def _end_epoch(run: _Run, measure: "_Measure", replace_weights: bool, seconds: f
     }
     record = {name: value if math.isfinite(value) else None for name, value in every.items()}
     return _Run(state, best, [*run.records, record], {})
-
-
-class _Measure:
-    """``measure(state) -> (u, record)``: u = sparse(w), how well both do and how far they are apart."""
-
-    def __init__(self, forward, sparse, validation, mesh, options):
-        self.sparse = (lambda w, step: w) if sparse is None else jax.jit(sparse)
-        self._letters = "w" if sparse is None else "wu"
-        shared = {name: options[name] for name in ("preprocess", "compute_dtype") if options.get(name) is not None}
-        images, labels = (None, None) if validation is None else replicate(validation, mesh)
-        self._evaluate = functools.partial(evaluate, forward, images=images, labels=labels, mesh=mesh, **shared)
-        self._validates = validation is not None
-
-    def __call__(self, state: TrainState) -> tuple[PyTree, dict[str, float]]:
-        u, record = self.sparse(state.params, state.step), dict[str, float]()
-        for letter, weights in zip(self._letters, (state.params, u), strict=False):
-            if self._validates:
-                found = self._evaluate(weights, state.model_state)
-                record |= {f"{letter}_{name}": value for name, value in found.items()}
-        if "u" in self._letters:
-            record |= {name: float(value) for name, value in _gap(state.params, u).items()}
-        return u, record
-
-
-@jax.jit
-def _gap(w: PyTree, u: PyTree) -> dict[str, jax.Array]:
-    """Share of exact zeros in u's kernels, and Euclidean |w - u|."""
-    leaves = [leaf for leaf, on in zip(jax.tree.leaves(u), jax.tree.leaves(kernels(u)), strict=True) if on]
-    zeros = sum(((leaf == 0).sum() for leaf in leaves), start=jnp.zeros((), jnp.int32))
-    distance = norm(jax.tree.map(jnp.subtract, w, u))
-    return {"zeros": zeros / max(1, sum(leaf.size for leaf in leaves)), "distance": distance}
 
 
 def _copy(tree: PyTree) -> PyTree:
@@ -288,17 +255,18 @@ def _check_run(epochs, batch_size, train, validation, select, every) -> int:
     return size // batch_size
 
 
-def _check_model(forward, params, model_state, train, validation, preprocess) -> None:
-    """Raises unless images and labels agree and every label has a logit; compiles nothing."""
+def _check_model(forward, sparse, params, model_state, train, validation, preprocess) -> None:
+    """Raises unless images and labels agree, every label has a logit, w is finite and u is like w."""
     for part, (images, labels) in {"train": train, "validation": validation or train}.items():
         if len(images) != len(labels) or not len(labels):
-            raise ValueError(
-                f"{part}: as many images as labels are wanted, and some; got {len(images)} and {len(labels)}"
-            )
+            raise ValueError(f"{part}: as many images as labels are wanted, got {len(images)} and {len(labels)}")
         x = jax.eval_shape(lambda x: (preprocess or to_unit)(jnp.asarray(x)), images[:1])
         logits, _ = jax.eval_shape(lambda *a: forward(*a, False), params, model_state, x, jax.random.key(0))
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= logits.shape[-1]:
-            raise ValueError(
-                f"{part}: labels must be in 0..{logits.shape[-1] - 1}, one for each logit; got {low}..{high}"
-            )
+        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[-1]
+        if low < 0 or high >= classes:
+            raise ValueError(f"{part}: labels must be in 0..{classes - 1}, one for each logit, got {low}..{high}")
+    if bad := nonfinite(params):
+        raise ValueError(f"the weights to start from must be finite; {bad[0]!r} is not")
+    w, u = (jax.eval_shape(f, params, jnp.int32(0)) for f in (lambda w, _: w, sparse or (lambda w, _: w)))
+    if w != u:
+        raise ValueError(f"sparse must return a tree like the one it is given: {w}; got {u}")
