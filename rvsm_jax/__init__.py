@@ -21,7 +21,7 @@ from rvsm_jax.penalties import (
 from rvsm_jax.proximal import ProximalOperator, convolutions, kernels, proximal_operator
 from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm
 from rvsm_jax.report import Sparsity, sparsity
-from rvsm_jax.splitting import group_penalty, proximal_step, relaxed_splitting
+from rvsm_jax.splitting import fixed_support, group_penalty, proximal_step, relaxed_splitting
 
 __all__ = [
     "Groups",
@@ -32,6 +32,7 @@ __all__ = [
     "channels",
     "convolutions",
     "filters",
+    "fixed_support",
     "group_penalty",
     "half_norm",
     "kernels",

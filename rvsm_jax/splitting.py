@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from rvsm_jax.precision import at_least_float32
-from rvsm_jax.proximal import ProximalOperator
+from rvsm_jax.proximal import ProximalOperator, Where, kernels, selected
 
 Number: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[Number], Number]
@@ -122,6 +122,38 @@ def proximal_step(prox: Prox, strength: Strength) -> optax.GradientTransformatio
         return jax.tree.map(jnp.subtract, target, params), _next(state)
 
     return optax.GradientTransformation(_start, update)
+
+
+def fixed_support(where: Where = kernels) -> optax.GradientTransformation:
+    """d <- d 1{w != 0}: weights that are zero stay zero, for fine-tuning what a method has left.
+
+    Args:
+      where: which leaves keep their zeros; default: convolution and dense kernels. Biases that begin at zero may move.
+
+    Returns:
+      A transformation whose ``update`` needs the params, to be placed last.
+
+    Raises:
+      ValueError: from ``update``, if params are missing or ``where`` selects nothing.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rvsm_jax
+      >>> tx = optax.chain(optax.sgd(0.1, momentum=0.9), rvsm_jax.fixed_support())
+      >>> w = {"kernel": jnp.array([[1.0, 0.0]])}
+      >>> updates, _ = tx.update({"kernel": jnp.ones((1, 2))}, tx.init(w), w)
+      >>> print(updates["kernel"])
+      [[-0.1  0. ]]
+    """
+
+    def update(updates, params=None):
+        params = _require_params("fixed_support", params)
+        chosen, _, weights = selected(params, where)
+        leaves, treedef = jax.tree.flatten(updates)
+        for i in chosen:
+            leaves[i] = jnp.where(weights[i] == 0, 0, leaves[i])
+        return jax.tree.unflatten(treedef, leaves)
+
+    return optax.stateless(update)
 
 
 def group_penalty(operator: ProximalOperator, strength: Strength) -> optax.GradientTransformation:
