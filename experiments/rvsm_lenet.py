@@ -24,7 +24,7 @@ from rvsm_jax import data, models
 
 NETWORKS = {"lenet_300_100": models.lenet_300_100, "lenet5": models.lenet5}
 PROTOCOLS = {
-    "lenet_300_100": Protocol(epochs=30, fine_tune_epochs=3),
+    "lenet_300_100": Protocol(epochs=60, fine_tune_epochs=5),
     "lenet5": Protocol(epochs=15, fine_tune_epochs=2),
 }
 SETTINGS = {
@@ -43,9 +43,11 @@ SETTINGS = {
 }
 CANDIDATES = {
     "lenet_300_100": {
-        "l0": [Setting("l0", t, 0.1, ramp=0.7, replace=r) for t in (5e-4, 2e-3) for r in (True, False)],
-        "l1": [Setting("l1", t, 0.1) for t in (5e-4, 1e-3, 2e-3)],
-        "transformed l1": [Setting("transformed_l1", t, 0.1) for t in (2.5e-4, 5e-4, 1e-3)],
+        "l0": [Setting("l0", t, 0.1, ramp=0.8) for t in (2e-3, 5e-3)],
+        "l1": [Setting("l1", t, 0.1) for t in (7e-4, 1.2e-3)],
+        "transformed l1": [
+            Setting("transformed_l1", *s) for s in ((2e-4, 0.1, 0.1), (3e-4, 0.1, 0.1), (7e-4, 0.1, 0.3))
+        ],
     },
     "lenet5": {
         "l0": [Setting("l0", 5e-4, 0.1, ramp=0.7)],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from rvsm_jax.models import Network
 
 Arrays = tuple[np.ndarray, np.ndarray]
 DENSE = "dense"
+PENALTIES = {"l0": rvsm_jax.l0, "l1": rvsm_jax.l1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +43,7 @@ class Setting:
         """The transformation to train with and the network it leaves, for a run of so many steps."""
         if self.penalty == DENSE:
             return rvsm_jax.Method(optimizer, lambda params, step: params)
-        penalty = {
-            "l0": rvsm_jax.l0,
-            "l1": rvsm_jax.l1,
-            "transformed_l1": functools.partial(rvsm_jax.transformed_l1, self.a),
-        }[self.penalty]()
+        penalty = rvsm_jax.transformed_l1(self.a) if self.penalty == "transformed_l1" else PENALTIES[self.penalty]()
         lam = self.threshold * self.beta
         ramp = optax.linear_schedule(0.0, lam, max(1, round(self.ramp * steps))) if self.ramp else lam
         return rvsm_jax.rvsm(optimizer, penalty, ramp, self.beta)
@@ -53,7 +51,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a network is trained: SGD with Nesterov momentum 0.9 and a cosine from the learning rate to 0."""
+    """How a network is trained: SGD with Nesterov momentum 0.9, the rate up in one epoch and down to 0 by a cosine."""
 
     epochs: int
     batch_size: int = 128
@@ -63,7 +61,8 @@ class Protocol:
 
     def optimizer(self, rate: float, steps: int) -> optax.GradientTransformation:
         """The optimiser for a run of so many steps."""
-        return optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9, nesterov=True)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // self.epochs, steps)
+        return optax.sgd(schedule, momentum=0.9, nesterov=True)
 
 
 def run(
@@ -87,15 +86,19 @@ def run(
     steps = protocol.epochs * (len(training[1]) // protocol.batch_size)
     method = setting.method(protocol.optimizer(protocol.learning_rate, steps), steps)
     mean, std = data.moments(training[0])
-    fit = functools.partial(
-        train.fit, network.forward, train=training, validation=test, batch_size=protocol.batch_size,
-        key=jax.random.key(seed), preprocess=functools.partial(data.normalize, mean=mean, std=std), **options,
-    )  # fmt: skip
+    options |= {"preprocess": functools.partial(data.normalize, mean=mean, std=std), "key": jax.random.key(seed)}
+
+    def fit(params, state, tx, epochs, **more):
+        return train.fit(
+            network.forward, params, state, tx, training, test, epochs=epochs, batch_size=protocol.batch_size,
+            **options, **more,
+        )  # fmt: skip
+
+    replace = setting.replace and setting.penalty != DENSE
     result = fit(
-        network.params, network.state, method.tx, epochs=protocol.epochs, sparse=method.sparse,
-        replace_weights=setting.replace and setting.penalty != DENSE,
-    )  # fmt: skip
-    row = {"setting": setting, "seed": seed, **_measured(result, result.history[-1]["u_accuracy"])}
+        network.params, network.state, method.tx, protocol.epochs, sparse=method.sparse, replace_weights=replace
+    )
+    row = {"setting": setting, "seed": seed, **_measured(result)}
     if protocol.fine_tune_epochs and setting.penalty != DENSE:
         row["fine_tuned"] = _fine_tuned(fit, result, protocol, len(training[1]))
     return row, result
@@ -107,22 +110,28 @@ def _fine_tuned(
     """The accuracy of u, percent, after training the weights that are left, at a small rate."""
     steps = protocol.fine_tune_epochs * (examples // protocol.batch_size)
     tx = optax.chain(protocol.optimizer(protocol.fine_tune_rate, steps), rvsm_jax.fixed_support())
-    tuned = fit(result.sparse_params, result.model_state, tx, epochs=protocol.fine_tune_epochs)
+    tuned = fit(result.sparse_params, result.model_state, tx, protocol.fine_tune_epochs)
     before, after = (rvsm_jax.sparsity(r).nonzeros for r in (result.sparse_params, tuned.params))
     if after > before:
         raise AssertionError(f"fine-tuning was to keep the support, non-zero weights went from {before} to {after}")
-    return 100 * tuned.history[-1]["w_accuracy"]
+    return percent(tuned.history[-1], "w_accuracy")
 
 
-def _measured(result: train.FitResult, accuracy: float) -> dict[str, Any]:
+def percent(record: train.Record, name: str) -> float:
+    """A share in a record of ``train.fit``, in percent; NaN if it was not finite."""
+    share = record[name]
+    return math.nan if share is None else 100 * share
+
+
+def _measured(result: train.FitResult) -> dict[str, Any]:
     report = rvsm_jax.sparsity(result.sparse_params)
     return {
-        "accuracy": 100 * accuracy,
+        "accuracy": percent(result.history[-1], "u_accuracy"),
         "weights": report.weights,
         "nonzeros": report.nonzeros,
         "zeros": 100 * report.fraction,
         "compression": report.compression,
         "bitmask_bytes": report.bytes("bitmask"),
         "layers": {row.path: row.nonzeros for row in report.rows},
-        "seconds": sum(record["seconds"] for record in result.history),
+        "seconds": sum(record["seconds"] or 0.0 for record in result.history),
     }

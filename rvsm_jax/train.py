@@ -39,8 +39,18 @@ from rvsm_jax.step import (
     to_unit,
 )
 
-__all__ = ["CheckpointError", "FitResult", "Forward", "NonFiniteLoss", "Perturb", "TrainState", "data_mesh", "evaluate"]
-__all__ += ["fit", "init_state", "make_epoch", "make_gradient", "make_step", "plot_history", "shuffle"]
+__all__ = ["CheckpointError", "FitResult", "Forward", "NonFiniteLoss", "Perturb", "Record", "TrainState"]
+__all__ += [
+    "data_mesh",
+    "evaluate",
+    "fit",
+    "init_state",
+    "make_epoch",
+    "make_gradient",
+    "make_step",
+    "plot_history",
+    "shuffle",
+]
 
 Arrays = tuple[Any, Any]  # images [N, H, W, C] and labels [N]
 
