@@ -3,7 +3,7 @@
 ::
 
     <directory>/step-00000938/arrays/          every array, by Orbax
-    <directory>/step-00000938/manifest.json    names, shapes, dtypes, a digest of their bytes, the run they belong to
+    <directory>/step-00000938/manifest.json    their names, shapes, dtypes; sizes and digests of the files; the run
 
 A process killed at any moment leaves at worst a hidden ``.partial`` folder, which the next run removes. What was cut
 short later on, or comes from another run, is recognised by the manifest and refused; the newest good one is used.
@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from rvsm_jax.step import PyTree, leaf_name
 
@@ -68,7 +67,7 @@ class Checkpoints:
                 if final.exists():
                     self._remove(final)
                 os.replace(partial, final)
-                self._prune()
+                self._prune(final)
         except (OSError, ValueError, RuntimeError) as error:  # of which TensorStore raises all three
             shutil.rmtree(partial, ignore_errors=True)
             warnings.warn(f"no checkpoint at step {step}, {final} could not be written: {error}", stacklevel=2)
@@ -111,9 +110,9 @@ class Checkpoints:
         ours = self._paths()
         return sorted(path for path in found if not any(path.is_relative_to(o) for o in ours))
 
-    def _prune(self) -> None:
-        mine = [path for path in self._paths() if _belongs(path, self._agree)]
-        for path in mine[: -self._keep]:
+    def _prune(self, newest: pathlib.Path) -> None:
+        run = _run(newest)
+        for path in [path for path in self._paths() if _run(path) == run][: -self._keep]:
             self._remove(path)
 
     def _remove(self, path: pathlib.Path) -> None:
@@ -136,7 +135,7 @@ def _write(folder: pathlib.Path, step: int, tree: PyTree, extra: Any, agree: Map
         checkpointer.wait_until_finished()
     if jax.process_index() == 0:
         body = {"format": FORMAT, "step": step, "agree": agree, "leaves": _describe(leaves), "extra": extra}
-        body["digest"] = _digest(leaves)
+        body["files"] = _files(folder / "arrays")
         with (folder / "manifest.json").open("w") as file:
             json.dump({"body": body, "digest": _digest_text(body)}, file)
             file.flush()
@@ -150,18 +149,18 @@ def _read(path: pathlib.Path, template: PyTree, agree: Mapping[str, Any]) -> tup
     differences = _differences(body["agree"], agree) or _differences(dict(body["leaves"]), dict(_describe(wanted)))
     if differences:
         raise CheckpointError(f"it is of another run: {differences}")
+    if differences := _differences(_files(path / "arrays"), body["files"]):
+        raise CheckpointError(f"its arrays are damaged: {differences}")
     abstract = [(n, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)) for n, leaf in wanted]
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             stored = checkpointer.restore(path / "arrays", _stored(abstract))
-    except Exception as error:  # Orbax and TensorStore raise what they like on damaged files
+    except Exception as error:  # Orbax and TensorStore raise what they like
         summary = str(error).splitlines()[0][:200] if str(error) else ""
-        raise CheckpointError(f"its arrays are damaged or incomplete: {type(error).__name__}: {summary}") from error
-    leaves = [(name, stored.get(f"{i:05d}", leaf)) for i, (name, leaf) in enumerate(wanted)]
-    if _digest(leaves) != body["digest"]:
-        raise CheckpointError(f"its arrays have digest {_digest(leaves)[:12]}, wanted {body['digest'][:12]}")
+        raise CheckpointError(f"its arrays cannot be read: {type(error).__name__}: {summary}") from error
+    leaves = [stored.get(f"{i:05d}", leaf) for i, (_, leaf) in enumerate(wanted)]
     templates, structure = jax.tree.flatten(template)
-    return jax.tree.unflatten(structure, map(_from_raw, (leaf for _, leaf in leaves), templates)), body["extra"]
+    return jax.tree.unflatten(structure, map(_from_raw, leaves, templates)), body["extra"]
 
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -178,11 +177,13 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
     return body
 
 
-def _belongs(path: pathlib.Path, agree: Mapping[str, Any]) -> bool:
+def _run(path: pathlib.Path) -> tuple[Any, Any] | None:
+    """What tells the runs apart to which checkpoints belong; None if it cannot be read."""
     try:
-        return _manifest(path)["agree"] == agree
+        body = _manifest(path)
     except CheckpointError:
-        return False
+        return None
+    return body["agree"], body["leaves"]
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -215,11 +216,14 @@ def _from_raw(leaf: jax.Array, template: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(template)) if typed else leaf
 
 
-def _digest(leaves: Sequence[tuple[str, Any]]) -> str:
-    total = hashlib.sha256()
-    for _, leaf in leaves:
-        total.update(np.ascontiguousarray(leaf).tobytes())
-    return total.hexdigest()
+def _files(folder: pathlib.Path) -> dict[str, list[Any]]:
+    """Size and digest of every file, by its path."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[str(path.relative_to(folder))] = [path.stat().st_size, digest[:16]]
+    return found
 
 
 def _digest_text(body: Mapping[str, Any]) -> str:
