@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
+Levels = float | Sequence[float]  # one number, or one a channel
+Part = tuple[np.ndarray, np.ndarray]  # images and labels
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -59,9 +61,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         raise ValueError(f"unknown data set {name!r}; known names: {', '.join(sorted(CLASSES))}")
     if name == "digits":
         return _digits()
-    folders = _folders(data_dir)
+    folders, problems = _folders(data_dir), list[str]()
     prepared = _prepared(name, folders)
-    problems = []
     for path in _caches(name, folders, prepared):
         try:
             return _read_cache(name, path)
@@ -76,9 +77,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     return dataset
 
 
-def split(
-    images: np.ndarray, labels: np.ndarray, validation: int, seed: int
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def split(images: np.ndarray, labels: np.ndarray, validation: int, seed: int) -> tuple[Part, Part]:
     """Holds ``validation`` examples out, drawn without replacement by ``seed``.
 
     Args:
@@ -119,12 +118,7 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(float(np.sqrt(s - m * m)) for s, m in zip(squares, means, strict=True))
 
 
-def normalize(
-    images: jax.Array,
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
-    dtype: jax.typing.DTypeLike = jnp.float32,
-) -> jax.Array:
+def normalize(images: jax.Array, mean: Levels, std: Levels, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """``(images / 255 - mean) / std``, channel by channel.
 
     Args:
@@ -210,11 +204,8 @@ def _by_version(path: pathlib.Path) -> tuple[int, ...]:
 
 def _prepared(name: str, folders: Sequence[pathlib.Path]) -> pathlib.Path | None:
     """The newest prepared version in the first folder that has one."""
-    for folder in folders:
-        found = sorted((info.parent for info in folder.glob(f"{name}/*/dataset_info.json")), key=_by_version)
-        if found:
-            return found[-1]
-    return None
+    versions = ([info.parent for info in folder.glob(f"{name}/*/dataset_info.json")] for folder in folders)
+    return next((max(found, key=_by_version) for found in versions if found), None)
 
 
 def _caches(name: str, folders: Sequence[pathlib.Path], prepared: pathlib.Path | None) -> list[pathlib.Path]:
@@ -282,7 +273,7 @@ def _decode(name: str, folder: pathlib.Path) -> Dataset:
     return _checked(Dataset(name, folder.name, *train, *test, num_classes=CLASSES[name]))
 
 
-def _read_source(source: Sequence[dict[str, np.ndarray]], chunk: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+def _read_source(source: Sequence[dict[str, np.ndarray]], chunk: int = 1000) -> Part:
     images = np.empty((len(source), *source[0]["image"].shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), chunk):
@@ -305,6 +296,5 @@ def _missing(name: str, folders: Sequence[pathlib.Path], problems: Sequence[str]
   {_command(name, folders[0])}
 or put the cache {name}-<version>.npz or the prepared folder {name}/<version>/ into one of these folders;
 --data-dir or RVSM_DATA_DIR names another one."""
-    if problems:
-        return ValueError(f"no usable copy of {name}: {'; '.join(problems)}; {looked}.\n{ways}")
-    return FileNotFoundError(f"no {name}: {looked}.\n{ways}")
+    damaged = f"no usable copy of {name}: {'; '.join(problems)}; {looked}.\n{ways}"
+    return ValueError(damaged) if problems else FileNotFoundError(f"no {name}: {looked}.\n{ways}")

@@ -223,7 +223,7 @@ def _evaluate_batch(
     """Summed loss and number of right answers over examples start, ..., start + batch - 1, as far as they exist."""
     at = jax.lax.with_sharding_constraint(start + jnp.arange(batch, dtype=jnp.int32), NamedSharding(mesh, P("data")))
     x, y = (jnp.take(array, at, axis=0, mode="clip") for array in (images, labels))
-    x = cast(preprocess(x), compute_dtype)
+    x, y = cast(preprocess(x), compute_dtype), y.astype(jnp.int32)
     logits, _ = forward(cast(params, compute_dtype), model_state, x, jax.random.fold_in(key, start), False)
     exists = at < len(labels)
     loss = jnp.where(exists, cross_entropy(logits, y), 0).sum()

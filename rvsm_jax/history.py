@@ -31,11 +31,9 @@ class Recorder:
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("epoch"),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.BarColumn(),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=10),
+            rich.progress.TimeRemainingColumn(compact=True),
+            rich.progress.TextColumn("left  {task.description}"),
             disable=not (progress and first),
             speed_estimate_period=1e6,
         )
@@ -104,6 +102,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[s
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.set(title=title, xlabel="epoch")
+        axes.locator_params(axis="x", integer=True)
         if len(axes.lines) > 1:
             axes.legend()
     figure.savefig(path)

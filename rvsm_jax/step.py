@@ -129,7 +129,7 @@ def make_gradient(
 
     def gradient(state, images, labels):
         augmenting, perturbing, running = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
-        images = images if augment is None else augment(augmenting, images)
+        images, labels = images if augment is None else augment(augmenting, images), labels.astype(jnp.int32)
         images = (preprocess or to_unit)(images)
         if perturb is not None:
             attack_key, model_key = jax.random.split(perturbing)

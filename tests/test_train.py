@@ -237,6 +237,18 @@ def test_bfloat16_computes_and_float32_trains():
     assert metrics["loss"] != precise["loss"]
 
 
+def test_a_vmapped_step_trains_several_networks_as_one_by_one():
+    (images, labels), _ = digits()
+    tx = optax.sgd(0.1, momentum=0.9)
+    step, x, y = train.make_step(forward, tx), images[:50], labels[:50].astype(np.uint8)
+    states = [train.init_state(mlp(seed), {}, tx, jax.random.key(seed)) for seed in (0, 1)]
+    together, metrics = jax.jit(jax.vmap(step, (0, None, None)))(jax.tree.map(lambda *s: jnp.stack(s), *states), x, y)
+    for i, state in enumerate(states):
+        alone, found = jax.jit(step)(state, x, y)
+        np.testing.assert_allclose(metrics["loss"][i], found["loss"], rtol=1e-5)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-6), together.params, alone.params)
+
+
 # epochs and evaluation
 
 
