@@ -83,7 +83,7 @@ def start(folder, deadly="never"):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0 and out.endswith("done\n"), err
     return err
 
