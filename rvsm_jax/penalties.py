@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpy.polynomial import chebyshev
+from numpy.polynomial.chebyshev import Chebyshev, cheb2poly
 
 from rvsm_jax.precision import at_least_float32
 
-TWO_THIRDS = chebyshev.cheb2poly(chebyshev.chebinterpolate(lambda v: np.cos(2 / 3 * np.arccos((v + 1) / 2)), 9))[::-1]
+TWO_THIRDS = cheb2poly(Chebyshev.interpolate(lambda x: np.cos(2 / 3 * np.arccos(x)), 9, domain=[0, 1]).coef)[::-1]
 
 Value = Callable[[jax.Array], jax.Array]
 Prox = Callable[[jax.Array, jax.Array | float], jax.Array]
