@@ -121,7 +121,7 @@ def save(name: str, options: Options, started: float, *, experiment: str | None 
     record = {
         "experiment": experiment or name,
         "command": shlex.join(["python", "-m", f"experiments.{experiment or name}", *_without_paths(sys.argv[1:])]),
-        "options": {k: _plain(v) for k, v in dataclasses.asdict(options).items() if k not in ("out", "data_dir")},
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "data_dir")},
         "revision": revision(),
         "versions": versions(),
         "hardware": hardware(),
@@ -167,4 +167,4 @@ def _plain(value: Any) -> Any:
         return np.asarray(value).tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    return value
+    raise TypeError(f"results hold numbers, texts, lists and dicts, got {value!r}")

@@ -94,7 +94,7 @@ def main(options: PathOptions) -> None:
     network = models.lenet_300_100(jax.random.key(options.seed), image_shape=training[0].shape[1:])
     thresholds, betas = (grid.ravel() for grid in np.meshgrid(THRESHOLDS[options.penalty], BETAS))
     penalty, prepare = PENALTIES[options.penalty](), _normalized(training[0])
-    batch, epochs = 128, 3 if options.quick else options.epochs
+    batch, epochs = 128, 60 if options.quick else options.epochs
     steps = epochs * (len(training[1]) // batch)
     optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9, nesterov=True)
     init, step = vmapped(*make_lane(network.forward, penalty, optimizer, preprocess=prepare))
@@ -111,7 +111,7 @@ def main(options: PathOptions) -> None:
         f"{len(rows)} runs of {steps} steps as one, {time.time() - started:.0f} s. Numbers in {saved}, figure in {path}"
     )
     for row in _front(rows):
-        print(f"  {row['accuracy']:.2f} % at {row['compression']:.0f}x: {row['threshold']:.1e}, beta {row['beta']:.2f}")
+        print(f"  {_show(row)}")
 
 
 def _normalized(images: np.ndarray) -> Callable[[jax.Array], jax.Array]:
@@ -144,6 +144,11 @@ def _front(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [r for r in rows if not any(
         s["accuracy"] >= r["accuracy"] and s["compression"] > r["compression"] for s in rows
     )]  # fmt: skip
+
+
+def _show(row: dict[str, float]) -> str:
+    strengths = f"lambda / beta = {row['threshold']:.1e}, beta = {row['beta']:g}"
+    return f"{row['accuracy']:.2f} % with {row['compression']:.0f}x fewer weights: {strengths}"
 
 
 def _draw(rows: list[dict[str, float]], penalty: str, path) -> None:

@@ -1,7 +1,6 @@
 """What the sparse-training experiments share: a setting of RVSM, a run of it, and the row it leaves."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 
 import rvsm_jax
-from rvsm_jax import data, train
+from rvsm_jax import train
 from rvsm_jax.models import Network
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -30,6 +29,7 @@ class Setting:
       a: shape of the transformed l1.
       ramp: over which share of the run lam grows from 0 to its value; 0: constant.
       replace: put w := u at each epoch's end, as the papers do.
+      weight_decay: weight_decay w joins the gradient of every kernel.
     """
 
     penalty: str
@@ -38,6 +38,7 @@ class Setting:
     a: float = 0.1
     ramp: float = 0.0
     replace: bool = True
+    weight_decay: float = 0.0
 
     def method(self, optimizer: optax.GradientTransformation, steps: int) -> rvsm_jax.Method:
         """The transformation to train with and the network it leaves, for a run of so many steps."""
@@ -57,7 +58,7 @@ class Protocol:
     batch_size: int = 128
     learning_rate: float = 0.05
     fine_tune_epochs: int = 0
-    fine_tune_rate: float = 0.005
+    fine_tune_rate: float = 0.01
 
     def optimizer(self, rate: float, steps: int) -> optax.GradientTransformation:
         """The optimiser for a run of so many steps."""
@@ -85,19 +86,18 @@ def run(
     """
     steps = protocol.epochs * (len(training[1]) // protocol.batch_size)
     method = setting.method(protocol.optimizer(protocol.learning_rate, steps), steps)
-    mean, std = data.moments(training[0])
-    options |= {"preprocess": functools.partial(data.normalize, mean=mean, std=std), "key": jax.random.key(seed)}
 
     def fit(params, state, tx, epochs, **more):
         return train.fit(
             network.forward, params, state, tx, training, test, epochs=epochs, batch_size=protocol.batch_size,
-            **options, **more,
+            key=jax.random.key(seed), **options, **more,
         )  # fmt: skip
 
     replace = setting.replace and setting.penalty != DENSE
     result = fit(
-        network.params, network.state, method.tx, protocol.epochs, sparse=method.sparse, replace_weights=replace
-    )
+        network.params, network.state, method.tx, protocol.epochs, sparse=method.sparse, replace_weights=replace,
+        weight_decay=setting.weight_decay,
+    )  # fmt: skip
     row = {"setting": setting, "seed": seed, **_measured(result)}
     if protocol.fine_tune_epochs and setting.penalty != DENSE:
         row["fine_tuned"] = _fine_tuned(fit, result, protocol, len(training[1]))
