@@ -9,8 +9,11 @@ a 5x5 kernel, 16/9 for 3x3) but copies each input far less often (9 times instea
 matrix product four times as many columns, which decides on a CPU: few channels make thin and slow products.
 
 It is written in differentiable operations, so reverse and forward mode, ``vmap`` and higher derivatives are JAX's own:
-the gradient of a product is a product, and that of cutting tiles a sum of shifted arrays. XLA's own gradients of a
-convolution are several times slower on a CPU; on every other backend `conv_general_dilated` is ``lax``'s.
+the gradient of a product is a product, and that of cutting tiles a sum of shifted arrays.
+
+On a CPU this halves the time of large kernels over few channels (LeNet-5's: forward 2.5 times, gradients 2 to 4 times
+faster than XLA's), and is slower than XLA's own for 3x3 kernels, for many channels and where the image must be padded.
+`conv_general_dilated` chooses; on every other backend it is ``lax``'s.
 
 Shapes: B images, H x W pixels, C input and O output channels, k x l kernel; h x w blocks of r x r outputs.
 """
@@ -43,8 +46,8 @@ def conv_general_dilated(
     """y[b, i, j, o] = sum over p, q, c of x[b, s i + p, s j + q, c] kernel[p, q, c, o], as ``lax`` defines it.
 
     A drop-in for ``jax.lax.conv_general_dilated``, also as the argument of that name of ``flax.nnx.Conv``. On the CPU
-    backend a two-dimensional NHWC / HWIO convolution without dilation and groups goes through `block_convolution`;
-    everything else is passed on. The backend is JAX's default one when the call is traced.
+    backend an unpadded NHWC / HWIO convolution of at most 32 channels with a kernel of at least 25 pixels goes through
+    `block_convolution`; everything else is passed on. The backend is JAX's default one when the call is traced.
 
     Args:
       lhs: images, (B, H, W, C).
@@ -63,18 +66,17 @@ def conv_general_dilated(
     Returns:
       (B, H', W', O), in the dtype of the arguments unless preferred_element_type says otherwise.
 
-    >>> x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4))
-    >>> conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0, :, :, 0].tolist()
-    [[8.0, 12.0, 12.0, 12.0, 8.0], ..., [8.0, 12.0, 12.0, 12.0, 8.0]]
+    >>> x, kernel = jnp.ones((1, 6, 6, 2)), jnp.ones((5, 5, 2, 4))
+    >>> y = conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    >>> y[0, :, :, 0].tolist()
+    [[50.0, 50.0], [50.0, 50.0]]
     """
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     grouped = feature_group_count != 1 or batch_group_count != 1
-    plain = not (dilated or grouped) and out_sharding is None and lhs.size > 0
-    if jax.default_backend() == "cpu" and plain and _is_nhwc(lhs, rhs, dimension_numbers):
-        if isinstance(padding, str):
-            padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    special = dilated or grouped or out_sharding is not None
+    if jax.default_backend() == "cpu" and not special and _suits(lhs, rhs, padding, dimension_numbers):
         return block_convolution(
-            lhs, rhs, window_strides, padding, precision=precision, preferred_element_type=preferred_element_type
+            lhs, rhs, window_strides, precision=precision, preferred_element_type=preferred_element_type
         )
     return lax.conv_general_dilated(
         lhs,
@@ -96,7 +98,7 @@ def block_convolution(
     x: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
-    pads: Sequence[tuple[int, int]],
+    pads: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
     *,
     block: int | None = None,
     precision: Any = None,
@@ -138,12 +140,16 @@ def block_convolution(
     return y.reshape(batch, r * blocks[0], r * blocks[1], features)[:, : out[0], : out[1]]
 
 
-def _is_nhwc(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
-    """Whether these are two-dimensional convolutions of floats with channels last, and kernels in HWIO."""
+def _suits(lhs: jax.Array, rhs: jax.Array, padding: str | Sequence[tuple[int, int]], dimension_numbers: Any) -> bool:
+    """Whether this is a convolution that is faster in blocks: channels last, large kernel, few channels, no padding."""
     if lhs.ndim != 4 or lhs.dtype != rhs.dtype or not jnp.issubdtype(lhs.dtype, jnp.floating):
         return False
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    return numbers == NHWC and lhs.shape[3] == rhs.shape[2]
+    if numbers != NHWC or lhs.shape[3] != rhs.shape[2]:
+        return False
+    unpadded = padding == "VALID" if isinstance(padding, str) else all(tuple(p) == (0, 0) for p in padding)
+    fits = all(size >= window > 0 for size, window in zip(lhs.shape[1:3], rhs.shape[:2], strict=True))
+    return unpadded and fits and rhs.shape[0] * rhs.shape[1] >= 25 and rhs.shape[2] <= 32
 
 
 def _tiles(

@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 
-from rvsm_jax.models.convolution import conv_general_dilated
+from rvsm_jax.models import convolution
 from rvsm_jax.models.network import Network, functional
 from rvsm_jax.models.pooling import max_pool
 
@@ -45,6 +45,7 @@ def lenet5(
     num_classes: int = 10,
     image_shape: tuple[int, int, int] = (28, 28, 1),
     activation: Callable[[jax.Array], jax.Array] | None = None,
+    conv_general_dilated: Callable[..., jax.Array] = convolution.conv_general_dilated,
 ) -> Network:
     """Convolution 5x5, 20 -> pool -> 5x5, 50 -> pool -> dense 500, relu -> dense: 430,500 weights on 28 x 28 images.
 
@@ -57,6 +58,7 @@ def lenet5(
       image_shape: (H, W, C) of the images.
       activation: applied after each pooling, such as ``jax.nn.relu``; None is Caffe's network. An increasing
         function commutes with the maximum, so this is also the network with activations in front of the pooling.
+      conv_general_dilated: the convolution; ``jax.lax.conv_general_dilated`` for XLA's own.
 
     Returns:
       The network, with layers conv1, conv2, dense1, dense2.
@@ -68,7 +70,7 @@ def lenet5(
     >>> [network.params[name]["kernel"].shape for name in sorted(network.params)]
     [(5, 5, 1, 20), (5, 5, 20, 50), (800, 500), (500, 10)]
     """
-    return functional(LeNet5(num_classes, image_shape, activation, nnx.Rngs(key)))
+    return functional(LeNet5(num_classes, image_shape, activation, conv_general_dilated, nnx.Rngs(key)))
 
 
 class LeNet300100(nnx.Module):
@@ -96,6 +98,7 @@ class LeNet5(nnx.Module):
         num_classes: int,
         image_shape: tuple[int, int, int],
         activation: Callable[[jax.Array], jax.Array] | None,
+        conv_general_dilated: Callable[..., jax.Array],
         rngs: nnx.Rngs,
     ):
         height, width, channels = image_shape
@@ -112,8 +115,8 @@ class LeNet5(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Images (B, H, W, C) to logits (B, classes)."""
         x = images
-        for convolution in (self.conv1, self.conv2):
-            x = max_pool(convolution(x))
+        for layer in (self.conv1, self.conv2):
+            x = max_pool(layer(x))
             x = x if self.activation is None else self.activation(x)
         x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
         return self.dense2(x)

@@ -30,7 +30,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (..., features)."""
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
         z = x.astype(dtype)
         mean, var = self._running(dtype) if self.use_running_average else self._batch(z)
         factor = self.scale[...].astype(dtype) * jax.lax.rsqrt(var + self.epsilon)

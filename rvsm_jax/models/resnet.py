@@ -17,7 +17,6 @@ import jax
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 
-from rvsm_jax.models.convolution import conv_general_dilated
 from rvsm_jax.models.network import Network, functional
 from rvsm_jax.models.normalisation import BatchNorm
 
@@ -183,7 +182,6 @@ def convolution(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rng
         padding=size // 2,
         use_bias=False,
         kernel_init=he_normal,
-        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 
