@@ -1,6 +1,7 @@
 """What the sparse-training experiments share: a setting of RVSM, a run of it, and the row it leaves."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 import rvsm_jax
-from rvsm_jax import train
+from rvsm_jax import data, train
 from rvsm_jax.models import Network
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -52,13 +53,23 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a network is trained: SGD with Nesterov momentum 0.9, the rate up in one epoch and down to 0 by a cosine."""
+    """How a network is trained: SGD with Nesterov momentum 0.9, the rate up in one epoch and down to 0 by a cosine.
+
+    Attributes:
+      epochs: of training.
+      batch_size: of training.
+      learning_rate: after the first epoch.
+      shift: training images are shifted at random by up to so many pixels.
+      fine_tune_epochs: in which only the weights that are left are trained.
+      fine_tune_rate: the learning rate for that.
+    """
 
     epochs: int
     batch_size: int = 128
     learning_rate: float = 0.05
+    shift: int = 0
     fine_tune_epochs: int = 0
-    fine_tune_rate: float = 0.01
+    fine_tune_rate: float = 0.02
 
     def optimizer(self, rate: float, steps: int) -> optax.GradientTransformation:
         """The optimiser for a run of so many steps."""
@@ -86,11 +97,12 @@ def run(
     """
     steps = protocol.epochs * (len(training[1]) // protocol.batch_size)
     method = setting.method(protocol.optimizer(protocol.learning_rate, steps), steps)
+    augment = functools.partial(data.crop, padding=protocol.shift) if protocol.shift else None
 
     def fit(params, state, tx, epochs, **more):
         return train.fit(
             network.forward, params, state, tx, training, test, epochs=epochs, batch_size=protocol.batch_size,
-            key=jax.random.key(seed), **options, **more,
+            key=jax.random.key(seed), augment=augment, **options, **more,
         )  # fmt: skip
 
     replace = setting.replace and setting.penalty != DENSE
