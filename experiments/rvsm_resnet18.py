@@ -2,7 +2,7 @@
 
     python -m experiments.rvsm_resnet18                        # fast protocol, in full: for an accelerator
     python -m experiments.rvsm_resnet18 --protocol published   # 200 epochs, the papers' schedule
-    python -m experiments.rvsm_resnet18 --reduced              # width 16 and 5 epochs: what two cores can do
+    python -m experiments.rvsm_resnet18 --reduced              # width 16, 20,000 images, 6 epochs: for two cores
     python -m experiments.rvsm_resnet18 --quick                # width 8, 2,560 images, 2 epochs
 
 Published (thesis): up to 93.70 % zeros, loss of accuracy under 0.2 %; the settings of that run were not published, the
@@ -36,7 +36,7 @@ class ResNetOptions(common.Options):
         pull inside the momentum, transformed l1.
       as_released: with "published", also what the released runs did besides: momentum forgotten at every epoch, and
         the best epoch picked by accuracy on the test set.
-      reduced: width 16 and 5 epochs.
+      reduced: width 16, 20,000 images and 6 epochs.
       width: of the first stage; 64 is ResNet-18.
       epochs: instead of the protocol's.
       threshold: lambda / beta, instead of the protocol's.
@@ -71,7 +71,7 @@ def plan(options: ResNetOptions) -> Plan:
     published = options.protocol == "published"
     epochs, width, examples = (200 if published else 30), options.width, 50_000
     if options.reduced:
-        epochs, width = 5, 16
+        epochs, width, examples = 6, 16, 20_000
     if options.quick:
         epochs, width, examples = 2, 8, 2560
     return Plan(
@@ -133,7 +133,8 @@ def main(options: ResNetOptions) -> None:
         for sparse in (False, True):
             rows.append(_run(options, p, training, test, seed, sparse))
             print(_line(rows[-1]), flush=True)
-            label = "quick look" if options.quick else "in full" if p.width == 64 and not options.epochs else "reduced"
+            full = (p.width, p.examples, options.epochs) == (64, 50_000, None)
+            label = "quick look" if options.quick else "in full" if full else "reduced"
             common.save(
                 _name(options), options, started, experiment="rvsm_resnet18",
                 label=label, plan=p, table=_table(rows), rows=rows,
