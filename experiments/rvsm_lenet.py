@@ -1,9 +1,10 @@
 """LeNet-300-100 and LeNet-5 on MNIST under RVSM: how few weights for how much accuracy, penalty by penalty.
 
-    python -m experiments.rvsm_lenet --select       # settings compared on 5,000 held-out training images
-    python -m experiments.rvsm_lenet                # the settings below, three seeds, on the test set
-    python -m experiments.rvsm_lenet --quick        # two epochs on 6,000 images
-    python -m experiments.rvsm_lenet --network lenet5 --settings "transformed l1"
+    python -m experiments.rvsm_lenet                            # LeNet-5: three seeds, on the test set
+    python -m experiments.rvsm_lenet --network lenet_300_100
+    python -m experiments.rvsm_lenet --select                   # settings compared on 5,000 held-out training images
+    python -m experiments.rvsm_lenet --quick                    # two epochs on 6,000 images
+    python -m experiments.rvsm_lenet --settings "transformed l1" l1
 
 Published for LeNet-5: ADMM-NN (Ren et al. 2019) 85x fewer weights at no loss of accuracy. Ours: README.md, from
 experiments/results/rvsm_lenet-*.json. LeNet-5 has ReLUs behind its poolings; pixels are in [0, 1]; training
@@ -15,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -31,7 +32,7 @@ NETWORKS: dict[str, Callable[[jax.Array], models.Network]] = {
 }
 PROTOCOLS = {
     "lenet_300_100": Protocol(epochs=60, shift=2, fine_tune_epochs=5),
-    "lenet5": Protocol(epochs=15, shift=2, fine_tune_epochs=2),
+    "lenet5": Protocol(epochs=20, shift=2, fine_tune_epochs=2),
 }
 SETTINGS = {
     "lenet_300_100": {
@@ -42,9 +43,9 @@ SETTINGS = {
     },
     "lenet5": {
         DENSE: Setting(DENSE),
-        "transformed l1": Setting("transformed_l1", threshold=7e-4, beta=0.1),
-        "transformed l1, lighter": Setting("transformed_l1", threshold=3e-4, beta=0.1),
-        "l1": Setting("l1", threshold=3e-3, beta=0.1),
+        "transformed l1": Setting("transformed_l1", threshold=5e-4, beta=0.1),
+        "transformed l1, lighter": Setting("transformed_l1", threshold=2e-4, beta=0.1),
+        "l1": Setting("l1", threshold=2e-3, beta=0.1),
         "l0": Setting("l0", threshold=5e-3, beta=0.1, ramp=0.8, weight_decay=5e-4),
     },
 }
@@ -65,7 +66,7 @@ class LeNetOptions(common.Options):
     """Options of this experiment.
 
     Attributes:
-      network: one of the networks, or all of them.
+      network: which network.
       settings: names of settings; default: all.
       select: compare the candidates on held-out training images, one seed, instead of measuring on the test set.
       seeds: how many seeds, from ``seed`` on.
@@ -73,7 +74,7 @@ class LeNetOptions(common.Options):
       shift: by how many pixels training images are shifted at random, instead of the protocol's.
     """
 
-    network: Literal["all", "lenet_300_100", "lenet5"] = "all"
+    network: Literal["lenet_300_100", "lenet5"] = "lenet5"
     settings: tuple[str, ...] = ()
     select: bool = False
     seeds: int = 3
@@ -82,15 +83,29 @@ class LeNetOptions(common.Options):
 
 
 def main(options: LeNetOptions) -> None:
-    """Trains what the options name, prints a line a run, and writes the rows and their summary."""
+    """Trains what the options name and the results file does not have yet; writes the rows and their summary."""
     started, (training, test) = time.time(), _data(options)
-    rows = []
-    for network, name, setting, seed in _runs(options):
-        built = NETWORKS[network](jax.random.key(seed))
-        row, result = run(built, setting, _protocol(network, options), training, test, seed, progress=False)
-        rows.append({"network": network, "name": name, **row, "history": result.history})
-        print(_line(rows[-1]), flush=True)
-        _write(options, started, rows)
+    for key in _runs(options):
+        if any(_same(row, key) for row in _rows(options)):
+            continue
+        network = NETWORKS[key["network"]](jax.random.key(key["seed"]))
+        row, result = run(network, key["setting"], key["protocol"], training, test, key["seed"], progress=False)
+        row = key | row | {"revision": common.revision(), "history": result.history}
+        print(_line(row), flush=True)
+        _write(options, started, [*(r for r in _rows(options) if not _same(r, key)), row])
+
+
+def _rows(options: LeNetOptions) -> list[dict[str, Any]]:
+    """The rows of the results file as it is now, so that a killed run goes on and settings may run side by side."""
+    try:
+        rows = common.load(common.output_path(_name(options), options, "").name, options.out)["rows"]
+    except FileNotFoundError:
+        return []
+    return [row | {"setting": Setting(**row["setting"]), "protocol": Protocol(**row["protocol"])} for row in rows]
+
+
+def _same(row: dict[str, Any], key: dict[str, Any]) -> bool:
+    return all(row[field] == value for field, value in key.items())
 
 
 def _data(options: LeNetOptions) -> tuple[Arrays, Arrays]:
@@ -103,18 +118,18 @@ def _data(options: LeNetOptions) -> tuple[Arrays, Arrays]:
     return training, test
 
 
-def _runs(options: LeNetOptions):
-    networks = NETWORKS if options.network == "all" else [options.network]
-    for network in networks:
-        chosen = {name: [s] for name, s in SETTINGS[network].items()}
-        chosen = CANDIDATES[network] if options.select else chosen
-        unknown = set(options.settings) - set(chosen)
-        if unknown:
-            raise SystemExit(f"unknown settings {sorted(unknown)}; {network} has {', '.join(map(repr, chosen))}")
-        seeds = range(options.seed, options.seed + (1 if options.quick or options.select else options.seeds))
-        for name in options.settings or chosen:
-            for setting, seed in itertools.product(chosen[name], seeds):
-                yield network, name, setting, seed
+def _runs(options: LeNetOptions) -> Iterator[dict[str, Any]]:
+    """What there is to run: network, name, protocol, setting and seed, which together are a run's identity."""
+    network = options.network
+    chosen = CANDIDATES[network] if options.select else {name: [s] for name, s in SETTINGS[network].items()}
+    unknown = set(options.settings) - set(chosen)
+    if unknown:
+        raise SystemExit(f"unknown settings {sorted(unknown)}; {network} has {', '.join(map(repr, chosen))}")
+    seeds = range(options.seed, options.seed + (1 if options.quick or options.select else options.seeds))
+    for name in options.settings or chosen:
+        for setting, seed in itertools.product(chosen[name], seeds):
+            protocol = _protocol(network, options)
+            yield {"network": network, "name": name, "protocol": protocol, "setting": setting, "seed": seed}
 
 
 def _protocol(network: str, options: LeNetOptions) -> Protocol:
@@ -134,32 +149,29 @@ def _line(row: dict[str, Any]) -> str:
 
 def _write(options: LeNetOptions, started: float, rows: list[dict[str, Any]]) -> None:
     """Saves after every run, so that a killed experiment keeps what it has."""
-    keys = ("accuracy", "fine_tuned", "compression", "nonzeros", "zeros", "bitmask_bytes", "seconds")
-    table = []
-    for (network, name, setting), group in itertools.groupby(
-        rows, key=lambda r: (r["network"], r["name"], r["setting"])
-    ):
-        runs = list(group)
-        measured = {key: common.summary([r[key] for r in runs]) for key in keys if key in runs[0]}
-        table.append({"network": network, "name": name, "setting": setting, "weights": runs[0]["weights"], **measured})
-    protocols = {network: _protocol(network, options) for network in dict.fromkeys(row["network"] for row in rows)}
-    measured_on = "5,000 held-out training images" if options.select else "the test set"
-    name = "rvsm_lenet" + ("-selection" if options.select else "") + _part(options)
+    measures = ("accuracy", "fine_tuned", "compression", "nonzeros", "zeros", "bitmask_bytes", "seconds")
+    fields = ("name", "setting", "protocol")
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        groups.setdefault(tuple(row[field] for field in fields), []).append(row)
+    table = [
+        dict(zip(fields, group, strict=True))
+        | {"network": options.network, "weights": runs[0]["weights"]}
+        | {measure: common.summary([run[measure] for run in runs]) for measure in measures if measure in runs[0]}
+        for group, runs in groups.items()
+    ]
+    names = [DENSE, *SETTINGS[options.network]]
+    table.sort(key=lambda row: names.index(row["name"]))
     common.save(
-        name,
-        options,
-        started,
-        experiment="rvsm_lenet",
-        measured_on=measured_on,
-        protocols=protocols,
-        table=table,
-        rows=rows,
-    )
+        _name(options), options, started, experiment="rvsm_lenet",
+        measured_on="5,000 held-out training images" if options.select else "the test set",
+        command=f"python -m experiments.rvsm_lenet --network {options.network}{' --select' if options.select else ''}",
+        minutes=round(sum(row["seconds"] for row in rows) / 60, 2), table=table, rows=rows,
+    )  # fmt: skip
 
 
-def _part(options: LeNetOptions) -> str:
-    shift = "" if options.shift is None else f"-shift{options.shift}"
-    return ("" if options.network == "all" else f"-{options.network}") + shift
+def _name(options: LeNetOptions) -> str:
+    return f"rvsm_lenet{'-selection' if options.select else ''}-{options.network}"
 
 
 if __name__ == "__main__":
