@@ -43,8 +43,8 @@ SETTINGS = {
     },
     "lenet5": {
         DENSE: Setting(DENSE),
-        "transformed l1": Setting("transformed_l1", threshold=5e-4, beta=0.1),
-        "transformed l1, lighter": Setting("transformed_l1", threshold=2e-4, beta=0.1),
+        "transformed l1": Setting("transformed_l1", threshold=5.5e-4, beta=0.1),
+        "transformed l1, lighter": Setting("transformed_l1", threshold=2.3e-4, beta=0.1),
         "l1": Setting("l1", threshold=2e-3, beta=0.1),
         "l0": Setting("l0", threshold=5e-3, beta=0.1, ramp=0.8, weight_decay=5e-4),
     },
