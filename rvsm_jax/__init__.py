@@ -6,6 +6,9 @@ tx = optax.chain(relaxed_splitting(prox, lam=1e-6, beta=1e-2),       # g + beta 
 sparse_network = prox(params, 1e-6 / 1e-2)                           # the model that is shipped
 """
 
+import importlib
+from typing import Any
+
 from rvsm_jax.groups import Groups, channels, filters, layers, over, shapes, weights
 from rvsm_jax.penalties import (
     Penalty,
@@ -55,3 +58,10 @@ __all__ = [
     "two_thirds_norm",
     "weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``rvsm_jax.data``, ``rvsm_jax.models`` and ``rvsm_jax.train``, imported when they are first used."""
+    if name in ("data", "models", "train"):
+        return importlib.import_module(f"rvsm_jax.{name}")
+    raise AttributeError(f"module 'rvsm_jax' has no attribute {name!r}")

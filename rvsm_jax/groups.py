@@ -9,15 +9,21 @@ The named groups read Flax kernels: a convolution is (height, width, input, outp
 other layouts say the axes: ``over(1, 2, 3)`` are the filters of an (output, input, height, width) kernel.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from rvsm_jax.precision import at_least_float32
 
 Rebuild = Callable[[jax.Array], jax.Array]
 Groups = Callable[[jax.Array], tuple[jax.Array, Rebuild]]
+
+
+class GroupError(ValueError):
+    """A tensor does not have the axes that its groups need."""
 
 
 def weights(x: jax.Array) -> tuple[jax.Array, Rebuild]:
@@ -43,6 +49,7 @@ def weights(x: jax.Array) -> tuple[jax.Array, Rebuild]:
     return jnp.where(x == 0, 0, jnp.abs(x)), rebuild  # the derivative of jnp.abs at 0 is 1
 
 
+@functools.cache
 def over(*axes: int) -> Groups:
     """m = |x|_2 over the given axes: two weights are in one group if they differ in these coordinates alone.
 
@@ -65,8 +72,10 @@ def over(*axes: int) -> Groups:
       [[0.6 0. ]
        [0.8 0. ]]
     """
-    if not axes or len(set(axes)) < len(axes):
-        raise ValueError(f"over(...) wants one or more different axes, got {axes}")
+    if not axes or any(isinstance(axis, bool) or not isinstance(axis, int) for axis in axes):
+        raise ValueError(f"over(...) wants one or more axes as integers, got {axes}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"over(...) wants different axes, got {axes}")
     return lambda x: _spanning(x, axes)
 
 
@@ -159,9 +168,10 @@ def layers(x: jax.Array) -> tuple[jax.Array, Rebuild]:
 
 
 def _spanning(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, Rebuild]:
-    missing = [axis for axis in axes if not -x.ndim <= axis < x.ndim]
-    if missing:
-        raise ValueError(f"groups over axes {axes} want a tensor that has them, got one of shape {x.shape}")
+    if any(not -x.ndim <= axis < x.ndim for axis in axes):
+        raise GroupError(f"groups over axes {axes} want a tensor that has them, got one of shape {x.shape}")
+    if len({axis % x.ndim for axis in axes}) < len(axes):
+        raise GroupError(f"axes {axes} name one axis twice on a tensor of shape {x.shape}")
     m = _norm(x, axes)
 
     def rebuild(z):
@@ -171,12 +181,18 @@ def _spanning(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, Rebuild]:
 
 
 def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """|x|_2 over axes, kept as axes of size 1, summed in float32 or wider; its gradient at zero is zero."""
-    square = jnp.sum(jnp.square(x.astype(at_least_float32(x.dtype))), axis=axes, keepdims=True)
-    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    """|x|_2 over axes, kept as axes of size 1, in float32 or wider; its gradient at zero is zero.
+
+    Groups are scaled by their largest weight, so that no square over- or underflows.
+    """
+    x = x.astype(at_least_float32(x.dtype))
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    zero = largest == 0
+    square = jnp.sum(jnp.square(x / jnp.where(zero, 1, largest)), axis=axes, keepdims=True)
+    return jnp.where(zero, 0, largest * jnp.sqrt(jnp.where(zero, 1, square)))
 
 
 def _all_axes_but(x: jax.Array, axis: int, name: str) -> tuple[int, ...]:
     if x.ndim < 2:
-        raise ValueError(f"{name} are groups of a kernel of rank 2 or more, got a tensor of shape {x.shape}")
+        raise GroupError(f"{name} are groups of a kernel of rank 2 or more, got a tensor of shape {x.shape}")
     return tuple(i for i in range(x.ndim) if i != x.ndim + axis)

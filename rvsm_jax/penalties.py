@@ -8,24 +8,23 @@ absolute value, a group's norm), and offers
 
 so that thresholding weights, filters or singular values is the same few lines. Above its threshold a map that is a root
 of a polynomial is polished by one Newton step on the stationarity condition z - m + t rho'(z) = 0: it removes the
-rounding of the closed form and makes the derivative of the map exact. A NaN magnitude stays NaN.
+rounding of the closed form and makes the first derivative of the map exact. A NaN magnitude stays NaN.
 
 Shapes: m is any array of non-negative floats; t is a scalar, or an array of m's shape. Half-precision magnitudes are
 mapped in float32 and returned in their own dtype.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from numpy.polynomial.chebyshev import Chebyshev, cheb2poly
 
 from rvsm_jax.precision import at_least_float32
-
-TWO_THIRDS = cheb2poly(Chebyshev.interpolate(lambda x: np.cos(2 / 3 * np.arccos(x)), 9, domain=[0, 1]).coef)[::-1]
+from rvsm_jax.roots import cosine_of_two_thirds, newton, power, scaled
+from rvsm_jax.sharded import placed_like, whole
 
 Value = Callable[[jax.Array], jax.Array]
 Prox = Callable[[jax.Array, jax.Array | float], jax.Array]
@@ -52,6 +51,7 @@ class Penalty(NamedTuple):
     prox: Prox
 
 
+@functools.cache
 def l0() -> Penalty:
     """rho(m) = 1{m != 0};  prox(m, t) = m 1{m > sqrt(2 t)}, hard thresholding.
 
@@ -73,6 +73,7 @@ def l0() -> Penalty:
     )
 
 
+@functools.cache
 def l1() -> Penalty:
     """rho(m) = m;  prox(m, t) = max(m - t, 0), soft thresholding.
 
@@ -91,6 +92,7 @@ def l1() -> Penalty:
     return _penalty(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
 
 
+@functools.cache
 def transformed_l1(a: float = 1.0) -> Penalty:
     """rho(m) = (a + 1) m / (a + m), between l0 (a -> 0) and l1 (a -> infinity).
 
@@ -98,13 +100,14 @@ def transformed_l1(a: float = 1.0) -> Penalty:
     z = 2/3 (a + m) cos(phi / 3) - 2 a / 3 + m / 3 with phi = arccos(1 - 27 t a (a + 1) / (2 (a + m)^3)).
 
     Args:
-      a: shape, > 0, in the units of the magnitudes: weights far below a are shrunk as by l1, far above it hardly.
+      a: shape, from 1e-6 to 1e6, in the units of the magnitudes: weights far below a are shrunk as by l1, those far
+        above it hardly.
 
     Returns:
       The penalty.
 
     Raises:
-      ValueError: if a is not a positive finite number.
+      ValueError: if a is not in [1e-6, 1e6].
 
     References:
       Zhang and Xin, arXiv:1412.5240 (the closed form of the proximal map).
@@ -115,20 +118,22 @@ def transformed_l1(a: float = 1.0) -> Penalty:
       >>> [round(float(z), 3) for z in transformed_l1(a=1.0).prox(jnp.array([0.1, 0.5, 5.0]), 0.1)]
       [0.0, 0.398, 4.994]
     """
-    _require_positive("a", a)
+    if not 1e-6 <= a <= 1e6:
+        raise ValueError(f"a must be in [1e-6, 1e6], got {a}")
 
     def prox(m, t):
         continuous = t <= a**2 / (2 * (a + 1))
         threshold = jnp.where(continuous, t * (a + 1) / a, jnp.sqrt(2 * t * (a + 1)) - a / 2)
         slope = a * (a + 1)
         half = jnp.sqrt(jnp.maximum(1 - 27 / 4 * t * slope / (a + m) ** 3, 0))  # cos(phi / 2)
-        z = (a + m) * (1 + 2 * _cosine_of_two_thirds(half)) / 3 - a
-        z = _newton(z, m, t, lambda z: slope / (a + z) ** 2, lambda z: -2 * slope / (a + z) ** 3)
+        z = (a + m) * (1 + 2 * cosine_of_two_thirds(half)) / 3 - a
+        z = newton(z, m, t, lambda z: slope / (a + z) ** 2, lambda z: -2 * slope / (a + z) ** 3)
         return _keep_above(threshold, m, z)
 
     return _penalty(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
 
 
+@functools.cache
 def scad(scale: float, a: float = 3.7) -> Penalty:
     """rho'(m) = 1 up to s, (a s - m) / (a s - s) up to a s, 0 beyond: an l1 that leaves large weights alone.
 
@@ -176,6 +181,7 @@ def scad(scale: float, a: float = 3.7) -> Penalty:
     return _penalty(value, prox)
 
 
+@functools.cache
 def mcp(gamma: float) -> Penalty:
     """rho(m) = m - m^2 / (2 gamma) up to gamma, gamma / 2 beyond: the minimax concave penalty.
 
@@ -214,6 +220,7 @@ def mcp(gamma: float) -> Penalty:
     return _penalty(value, prox)
 
 
+@functools.cache
 def half_norm() -> Penalty:
     """rho(m) = m^(1/2): zero up to 3/2 t^(2/3), beyond it z = (4 m / 3) cos^2(arccos(-(t / 4) (3 / m)^(3/2)) / 3).
 
@@ -233,14 +240,15 @@ def half_norm() -> Penalty:
     def root(c):
         cosine = jnp.clip(-(27**0.5) / 4 * c, -1, 1)
         y = 4 / 3 * jnp.cos(jnp.arccos(cosine) / 3) ** 2
-        return _newton(y, 1, c, lambda y: 0.5 * y**-0.5, lambda y: -0.25 * y**-1.5)
+        return newton(y, 1, c, lambda y: 0.5 * y**-0.5, lambda y: -0.25 * y**-1.5)
 
     def prox(m, t):
-        return _scaled(m <= 1.5 * jnp.cbrt(t) ** 2, m, lambda m: t / m / jnp.sqrt(m), root)
+        return scaled(m <= 1.5 * jnp.cbrt(t) ** 2, m, lambda m: t / m / jnp.sqrt(m), root)
 
-    return _penalty(value=lambda m: jnp.sum(_power(m, 1 / 2)), prox=prox)
+    return _penalty(value=lambda m: jnp.sum(power(m, 1 / 2)), prox=prox)
 
 
+@functools.cache
 def two_thirds_norm() -> Penalty:
     """rho(m) = m^(2/3): zero up to 2 (2 t / 3)^(3/4), then z = s^3, s the larger root of s^4 - m s + 2 t / 3 = 0.
 
@@ -264,14 +272,15 @@ def two_thirds_norm() -> Penalty:
         cube = jnp.cbrt(1 / 16 + jnp.sqrt(1 / 256 - third))
         r = jnp.sqrt(2 * (cube + 2 * c / 9 / cube))
         y = ((r + jnp.sqrt(2 / r - r**2)) / 2) ** 3
-        return _newton(y, 1, c, lambda y: 2 / 3 * y ** (-1 / 3), lambda y: -2 / 9 * y ** (-4 / 3))
+        return newton(y, 1, c, lambda y: 2 / 3 * y ** (-1 / 3), lambda y: -2 / 9 * y ** (-4 / 3))
 
     def prox(m, t):
-        return _scaled(m <= 2 * (2 * t / 3) ** 0.75, m, lambda m: t / m / jnp.cbrt(m), root)
+        return scaled(m <= 2 * (2 * t / 3) ** 0.75, m, lambda m: t / m / jnp.cbrt(m), root)
 
-    return _penalty(value=lambda m: jnp.sum(_power(m, 2 / 3)), prox=prox)
+    return _penalty(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
 
 
+@functools.cache
 def top_k(keep: int | float) -> Penalty:
     """value(m) = 0 if at most k magnitudes are non-zero, else infinity;  prox keeps the k largest, whatever t.
 
@@ -293,25 +302,26 @@ def top_k(keep: int | float) -> Penalty:
       >>> print(top_k(2).prox(jnp.array([3.0, 1.0, 2.0, 2.0]), 1.0))
       [3. 0. 2. 0.]
     """
-    if isinstance(keep, bool) or not (keep >= 0 and (isinstance(keep, int) or keep <= 1)):
+    counted, share = isinstance(keep, int | np.integer), isinstance(keep, float | np.floating)
+    if isinstance(keep, bool) or not (counted or share) or not (keep >= 0 and (counted or keep <= 1)):
         raise ValueError(f"keep must be an int >= 0 or a float in [0, 1], got {keep!r}")
 
     def count(m):
-        return min(keep, m.size) if isinstance(keep, int) else round(keep * m.size)
+        return min(int(keep), m.size) if counted else round(keep * m.size)
 
     def value(m):
         return jnp.where(jnp.count_nonzero(m) <= count(m), 0, jnp.inf).astype(m.dtype)
 
     def prox(m, t):
         del t
-        k, flat = count(m), m.ravel()
+        k, flat = count(m), whole(m).ravel()
         if k == 0:
             return jnp.zeros_like(m)
         kth = jnp.sort(flat)[-k]
         above, equal = flat > kth, flat == kth
         first = equal & (jnp.cumsum(equal) <= k - jnp.count_nonzero(above))
         kept = above | first | jnp.isnan(flat)
-        return jnp.where(kept, flat, 0).reshape(m.shape)
+        return placed_like(jnp.where(kept, flat, 0).reshape(m.shape), m)
 
     return _penalty(value, prox)
 
@@ -333,36 +343,6 @@ def _penalty(value: Value, prox: Prox) -> Penalty:
 
 def _keep_above(threshold, m, z):
     return jnp.where(m <= threshold, 0, jnp.maximum(z, 0))
-
-
-def _newton(z, m, t, slope, curvature):
-    """One Newton step on z - m + t rho'(z) = 0, with the exact implicit derivatives in m and t."""
-    z = lax.stop_gradient(z)
-    hessian = 1 + lax.stop_gradient(t) * curvature(z)
-    return z - (z - m + t * slope(z)) / lax.stop_gradient(jnp.maximum(hessian, 1e-3))
-
-
-def _cosine_of_two_thirds(x):
-    """cos(2/3 arccos x) for 0 <= x <= 1, to 1e-9, as a polynomial: an arc cosine costs ten times as much."""
-    value = jnp.zeros_like(x)
-    for coefficient in TWO_THIRDS.tolist():
-        value = value * (2 * x - 1) + coefficient
-    return value
-
-
-def _scaled(small, m, relative, root):
-    """m root(c), c = t / m^(2 - p): the map of a power rho(m) = m^p by its root at m = 1; 0 where m is small.
-
-    At the threshold c is 0.54 for p = 1/2 and 0.60 for p = 2/3; a larger one is underflow in t or m.
-    """
-    safe = jnp.where(small, 1, m)
-    return jnp.where(small, 0, safe * root(jnp.where(small, 0, jnp.minimum(relative(safe), 0.6))))
-
-
-def _power(m, exponent):
-    """m^exponent with derivative 0, not infinity, at 0."""
-    positive = m > 0
-    return jnp.where(positive, jnp.where(positive, m, 1) ** exponent, 0)
 
 
 def _require_positive(name: str, value: float) -> None:

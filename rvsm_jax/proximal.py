@@ -19,6 +19,7 @@ import numpy as np
 from rvsm_jax.groups import Groups, weights
 from rvsm_jax.penalties import Penalty
 from rvsm_jax.precision import at_least_float32
+from rvsm_jax.sharded import placed_like, whole
 
 Where = Callable[[str, Any], bool]
 NOT_KERNELS = frozenset({"bias", "scale", "embedding"})
@@ -73,8 +74,7 @@ class ProximalOperator:
 
     def __call__(self, params: chex.ArrayTree, strength: float | jax.Array) -> chex.ArrayTree:
         """Maps params to their proximal point at the given strength t >= 0."""
-        if isinstance(strength, int | float | np.number) and not strength >= 0:
-            raise ValueError(f"strength must be >= 0, got {strength}")
+        require_strength("strength", strength)
         return _on_selected(functools.partial(_prox, self, strength), params, self.where)
 
     def value(self, params: chex.ArrayTree) -> jax.Array:
@@ -84,11 +84,14 @@ class ProximalOperator:
 
     def gradient(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """A gradient of P at params, zero on the leaves not selected; 0 at a group of norm zero."""
+        found = self.gradient_on_selected(params)
+        return jax.tree.map(lambda w, g: jnp.zeros_like(w) if g is None else g, params, found)
+
+    def gradient_on_selected(self, params: chex.ArrayTree) -> chex.ArrayTree:
+        """A gradient of P at params, None on the leaves not selected; 0 at a group of norm zero."""
         chosen, _, leaves = selected(params, self.where)
-        gradients = [jnp.zeros_like(leaf) for leaf in leaves]
-        for i, g in zip(chosen, _gradient(self, [leaves[i] for i in chosen]), strict=True):
-            gradients[i] = g
-        return jax.tree.unflatten(jax.tree.structure(params), gradients)
+        found = dict(zip(chosen, _gradient(self, [leaves[i] for i in chosen]), strict=True))
+        return jax.tree.unflatten(jax.tree.structure(params), [found.get(i) for i in range(len(leaves))])
 
 
 def proximal_operator(
@@ -108,7 +111,8 @@ def proximal_operator(
 
     Raises:
       TypeError: penalty is not a Penalty, groups or where not a function; when used: a selected leaf not of floats.
-      ValueError: when used: a negative strength, a ``where`` that selects nothing, a leaf without a group's axis.
+      ValueError: when used: a strength that is negative or NaN (if it is not traced), a ``where`` that selects
+        nothing, a leaf without a group's axis.
 
     References:
       Dinh and Xin, arXiv:1812.05719, Algorithm 1 (the update of u).
@@ -122,9 +126,8 @@ def proximal_operator(
     """
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a Penalty such as l0() or l1(), got {penalty!r}")
-    for name, function in (("groups", groups), ("where", where)):
-        if not callable(function):
-            raise TypeError(f"{name} must be a function, got {function!r}")
+    require_function("groups", groups)
+    require_function("where", where)
     return ProximalOperator(penalty, groups, where, joint)
 
 
@@ -161,6 +164,55 @@ def selected(params: chex.ArrayTree, where: Where) -> tuple[list[int], list[str]
     return chosen, paths, leaves
 
 
+def require_strength(name: str, value: Any, *, positive: bool = False) -> None:
+    """Refuses a strength that is not one number >= 0 (> 0 if positive); a traced one cannot be looked at.
+
+    Args:
+      name: what the strength is called, for the error.
+      value: the strength.
+      positive: whether 0 is refused too.
+
+    Raises:
+      TypeError: if value is not one real number.
+      ValueError: if it is negative or NaN, or 0 where it must be positive.
+
+    Example:
+      >>> from rvsm_jax.proximal import require_strength
+      >>> require_strength("beta", 0.0, positive=True)
+      Traceback (most recent call last):
+        ...
+      ValueError: beta must be positive, got 0.0
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+    if not number or np.ndim(value) != 0 or not np.isrealobj(value):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not (value > 0 if positive else value >= 0):
+        raise ValueError(f"{name} must be {'positive' if positive else 'non-negative'}, got {value}")
+
+
+def require_function(name: str, value: Any) -> None:
+    """Refuses what cannot be called.
+
+    Args:
+      name: what the function is called, for the error.
+      value: the function.
+
+    Raises:
+      TypeError: if it is not one.
+
+    Example:
+      >>> from rvsm_jax.proximal import require_function
+      >>> require_function("where", "conv")
+      Traceback (most recent call last):
+        ...
+      TypeError: where must be a function, got 'conv'
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {value!r}")
+
+
 def _on_selected(f, params, where):
     chosen, _, leaves = selected(params, where)
     for i, leaf in zip(chosen, f([leaves[i] for i in chosen]), strict=True):
@@ -193,9 +245,10 @@ _gradient = jax.jit(jax.grad(_value, argnums=1), static_argnums=0)
 
 def _join(magnitudes):
     dtype = at_least_float32(*(m.dtype for m in magnitudes))
-    return jnp.concatenate([m.ravel().astype(dtype) for m in magnitudes])
+    return jnp.concatenate([whole(m).ravel().astype(dtype) for m in magnitudes])
 
 
 def _split(joined, like):
     ends = np.cumsum([m.size for m in like])[:-1]
-    return [z.reshape(m.shape).astype(m.dtype) for z, m in zip(jnp.split(joined, ends), like, strict=True)]
+    parts = zip(jnp.split(joined, ends), like, strict=True)
+    return [placed_like(z.reshape(m.shape).astype(m.dtype), m) for z, m in parts]

@@ -71,6 +71,8 @@ def rvsm(
       >>> import optax, rvsm_jax
       >>> method = rvsm_jax.rvsm(optax.sgd(0.1, momentum=0.9), rvsm_jax.l0(), lam=1e-6, beta=1e-2)
     """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax transformation such as optax.sgd(0.1), got {optimizer!r}")
     prox = proximal_operator(penalty, groups, where)
     link = relaxed_splitting(prox, lam, beta, learning_rate=learning_rate)
     tx = optax.chain(link, optimizer) if learning_rate is None else optax.chain(optimizer, link)

@@ -8,8 +8,8 @@ import chex
 import jax
 import numpy as np
 
-from rvsm_jax.groups import Groups, channels, filters
-from rvsm_jax.proximal import Where, kernels, selected
+from rvsm_jax.groups import GroupError, Groups, channels, filters
+from rvsm_jax.proximal import Where, kernels, require_function, selected
 
 GROUPS: Mapping[str, Groups] = {"filters": filters, "channels": channels}
 INDEX_BYTES = 4
@@ -78,7 +78,7 @@ class Sparsity(NamedTuple):
         return self.weights / self.nonzeros if self.nonzeros else math.inf
 
     def bytes(self, layout: str = "dense") -> int:
-        """The selected weights' bytes in a layout: "dense", "csr" or "bitmask"."""
+        """The selected weights' bytes in a layout, "dense", "csr" or "bitmask"; ValueError for another."""
         if layout not in ("dense", "csr", "bitmask"):
             raise ValueError(f"layout must be 'dense', 'csr' or 'bitmask', got {layout!r}")
         return sum(getattr(row, f"{layout}_bytes") for row in self.rows)
@@ -141,10 +141,11 @@ def sparsity(
       dense/kernel  2x2          4         2    50.00           1/2            0/2     16   28     9
       total                      4         2    50.00                                 16   28     9
     """
+    require_function("where", where)
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be >= 0, got {tolerance}")
     chosen, paths, leaves = selected(params, where)
-    rows = tuple(_row(paths[i], np.asarray(leaves[i]), groups or GROUPS, tolerance) for i in chosen)
+    rows = tuple(_row(paths[i], np.asarray(leaves[i]), GROUPS if groups is None else groups, tolerance) for i in chosen)
     return Sparsity(rows, sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params)))
 
 
@@ -167,7 +168,7 @@ def _row(path: str, x: np.ndarray, groups: Mapping[str, Groups], tolerance: floa
 def _zeros(group: Groups, x: np.ndarray, tolerance: float) -> Zeros | None:
     try:
         magnitudes = np.asarray(group(jax.numpy.asarray(x))[0])
-    except ValueError:  # the leaf lacks the group's axes
+    except GroupError:
         return None
     return Zeros(int(np.count_nonzero(magnitudes <= tolerance)), magnitudes.size)
 

@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import optax
 
 from rvsm_jax.precision import at_least_float32
-from rvsm_jax.proximal import ProximalOperator, Where, kernels, selected
+from rvsm_jax.proximal import ProximalOperator, Where, kernels, require_function, require_strength, selected
 
 Number: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[Number], Number]
 Strength: TypeAlias = Number | Schedule
 Prox: TypeAlias = Callable[[chex.ArrayTree, Number], chex.ArrayTree]
+
+HALF = (jnp.bfloat16, jnp.float16)
 
 
 class StepState(NamedTuple):
@@ -68,16 +70,17 @@ def relaxed_splitting(
       >>> print(updates["kernel"])
       [[-0.   -0.05]]
     """
-    _require_function("prox", prox)
+    require_function("prox", prox)
     lam, beta = as_schedule("lam", lam), as_schedule("beta", beta, positive=True)
     rate = None if learning_rate is None else as_schedule("learning_rate", learning_rate)
 
     def update(updates, state, params=None):
         params = _require_params("relaxed_splitting", params)
         pull = beta(state.step)
-        u = prox(params, threshold(lam(state.step), pull))
+        w = jax.tree.map(_widened, params)  # in half precision w - u would round to 0
+        u = prox(w, threshold(lam(state.step), pull))
         scale = pull if rate is None else -rate(state.step) * pull
-        return jax.tree.map(lambda d, w, u: _pulled(d, w, u, scale), updates, params, u), _next(state)
+        return _each(lambda d, w, u: _pulled(d, w, u, scale), updates, w, u), _next(state)
 
     return optax.GradientTransformation(_start, update)
 
@@ -112,14 +115,14 @@ def proximal_step(prox: Prox, strength: Strength) -> optax.GradientTransformatio
       >>> print(optax.apply_updates(w, updates)["kernel"])
       [[0.8 0. ]]
     """
-    _require_function("prox", prox)
+    require_function("prox", prox)
     strength = as_schedule("strength", strength)
 
     def update(updates, state, params=None):
         params = _require_params("proximal_step", params)
-        moved = jax.tree.map(lambda w, d: w + d.astype(w.dtype), params, updates)
+        moved = jax.tree.map(lambda d, w: w if d is None else w + d.astype(w.dtype), updates, params, is_leaf=_is_none)
         target = prox(moved, strength(state.step))
-        return jax.tree.map(jnp.subtract, target, params), _next(state)
+        return _each(lambda d, z, w: z - w, updates, target, params), _next(state)
 
     return optax.GradientTransformation(_start, update)
 
@@ -144,14 +147,14 @@ def fixed_support(where: Where = kernels) -> optax.GradientTransformation:
       >>> print(updates["kernel"])
       [[-0.1  0. ]]
     """
+    require_function("where", where)
 
     def update(updates, params=None):
         params = _require_params("fixed_support", params)
-        chosen, _, weights = selected(params, where)
-        leaves, treedef = jax.tree.flatten(updates)
-        for i in chosen:
-            leaves[i] = jnp.where(weights[i] == 0, 0, leaves[i])
-        return jax.tree.unflatten(treedef, leaves)
+        chosen, _, leaves = selected(params, where)
+        kept = [leaf != 0 if i in chosen else None for i, leaf in enumerate(leaves)]
+        mask = jax.tree.unflatten(jax.tree.structure(params), kept)
+        return _each(lambda d, keep: d if keep is None else jnp.where(keep, d, 0), updates, mask)
 
     return optax.stateless(update)
 
@@ -159,7 +162,8 @@ def fixed_support(where: Where = kernels) -> optax.GradientTransformation:
 def group_penalty(operator: ProximalOperator, strength: Strength) -> optax.GradientTransformation:
     """g <- g + strength grad P(w), with gradient 0 at a group of norm zero: a penalty on w itself, in the objective.
 
-    Links of this kind may follow each other, and their groups may overlap.
+    Links of this kind may follow each other, and their groups may overlap. A penalty that is flat almost everywhere, as
+    ``l0`` and ``top_k`` are, has no gradient to add: it takes a splitting or a proximal step.
 
     Args:
       operator: names the penalty, the groups and the leaves: ``proximal_operator(l1(), channels)`` is the group lasso.
@@ -190,9 +194,9 @@ def group_penalty(operator: ProximalOperator, strength: Strength) -> optax.Gradi
     strength = as_schedule("strength", strength)
 
     def update(updates, state, params=None):
-        gradient = operator.gradient(_require_params("group_penalty", params))
+        gradient = operator.gradient_on_selected(_require_params("group_penalty", params))
         scale = strength(state.step)
-        return jax.tree.map(lambda d, g: _plus(d, scale, g), updates, gradient), _next(state)
+        return _each(lambda d, g: d if g is None else _plus(d, scale, g), updates, gradient), _next(state)
 
     return optax.GradientTransformation(_start, update)
 
@@ -219,12 +223,9 @@ def as_schedule(name: str, value: Strength, *, positive: bool = False) -> Schedu
     """
     if callable(value):
         return value
-    if isinstance(value, jax.core.Tracer):
-        return lambda step: value
-    if isinstance(value, bool | str) or jnp.ndim(value) != 0:
-        raise TypeError(f"{name} must be a number or a schedule of the step, got {value!r}")
-    if not (value > 0 if positive else value >= 0) or value == float("inf"):
-        raise ValueError(f"{name} must be {'positive' if positive else 'non-negative'} and finite, got {value}")
+    require_strength(name, value, positive=positive)
+    if not isinstance(value, jax.core.Tracer) and value == float("inf"):
+        raise ValueError(f"{name} must be finite, got {value}")
     return lambda step: value
 
 
@@ -255,6 +256,20 @@ def _next(state):
     return StepState(optax.safe_increment(state.step))
 
 
+def _is_none(x):
+    return x is None
+
+
+def _each(f, updates, *trees):
+    """f on every update and what belongs to it; an update of None, as of a frozen leaf, stays None."""
+    return jax.tree.map(lambda d, *x: None if d is None else f(d, *x), updates, *trees, is_leaf=_is_none)
+
+
+def _widened(x):
+    half = getattr(x, "dtype", None) in HALF
+    return x.astype(jnp.float32) if half else x
+
+
 def _pulled(d, w, u, scale):
     """d + scale (w - u); a leaf that prox handed through is left alone."""
     return d if u is w else _plus(d, scale, w - u)
@@ -264,11 +279,6 @@ def _plus(d, scale, x):
     """d + scale x in the wider of their dtypes and at least float32, back in d's."""
     wide = at_least_float32(d.dtype, x.dtype)
     return (d.astype(wide) + jnp.asarray(scale, wide) * x.astype(wide)).astype(d.dtype)
-
-
-def _require_function(name, f):
-    if not callable(f):
-        raise TypeError(f"{name} must be a function (params, strength) -> params, got {f!r}")
 
 
 def _require_params(link, params):

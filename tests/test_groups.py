@@ -46,6 +46,13 @@ def test_zero_tensor_has_zero_gradient(name):
     assert not np.asarray(GROUPS[name][0](zero)[1](jnp.zeros_like(GROUPS[name][0](zero)[0]))).any()
 
 
+def test_norms_neither_underflow_nor_overflow():
+    for scale in (1e-25, 1e25):
+        m, rebuild = rvsm_jax.filters(jnp.full((4, 2), scale))
+        np.testing.assert_allclose(m, 2 * scale, rtol=1e-6)
+        np.testing.assert_allclose(rebuild(m / 2), scale / 2, rtol=1e-6)
+
+
 def test_zeros_have_no_sign():
     m, rebuild = rvsm_jax.weights(jnp.array([-1.0, 1.0]))
     assert not np.signbit(rebuild(0 * m)).any()
@@ -65,12 +72,16 @@ def test_group_prox_minimises_over_the_whole_group(penalty, rho):
 
 
 def test_bad_axes_are_refused():
-    with pytest.raises(ValueError, match=r"different axes, got \(\)"):
+    with pytest.raises(ValueError, match=r"one or more axes as integers, got \(\)"):
         rvsm_jax.over()
     with pytest.raises(ValueError, match=r"different axes, got \(1, 1\)"):
         rvsm_jax.over(1, 1)
     with pytest.raises(ValueError, match=r"axes \(0, 3\) want a tensor that has them, got one of shape \(2, 3\)"):
         rvsm_jax.over(0, 3)(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"as integers, got \('0',\)"):
+        rvsm_jax.over("0")
+    with pytest.raises(ValueError, match=r"axes \(0, -2\) name one axis twice on a tensor of shape \(2, 3\)"):
+        rvsm_jax.over(0, -2)(jnp.ones((2, 3)))
     for groups in (rvsm_jax.filters, rvsm_jax.channels, rvsm_jax.shapes):
         with pytest.raises(ValueError, match=rf"{groups.__name__} .* rank 2 or more, got a tensor of shape \(4,\)"):
             groups(jnp.ones(4))

@@ -137,7 +137,7 @@ def test_top_k_value_is_an_indicator():
 @pytest.mark.parametrize(
     ("make", "shown"),
     [
-        (lambda: rvsm_jax.transformed_l1(0.0), "a must be a positive finite number, got 0.0"),
+        (lambda: rvsm_jax.transformed_l1(0.0), r"a must be in \[1e-6, 1e6\], got 0.0"),
         (lambda: rvsm_jax.transformed_l1(-1.0), "got -1.0"),
         (lambda: rvsm_jax.transformed_l1(float("nan")), "got nan"),
         (lambda: rvsm_jax.scad(0.0), "scale must be a positive finite number, got 0.0"),
@@ -146,6 +146,7 @@ def test_top_k_value_is_an_indicator():
         (lambda: rvsm_jax.top_k(-1), "got -1"),
         (lambda: rvsm_jax.top_k(1.5), "got 1.5"),
         (lambda: rvsm_jax.top_k(True), "got True"),
+        (lambda: rvsm_jax.top_k("a"), "got 'a'"),
     ],
 )
 def test_bad_shapes_are_refused(make, shown):

@@ -93,12 +93,17 @@ def test_vmap_over_strengths_and_networks(penalty):
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_sharded_parameters(joint):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+@pytest.mark.parametrize("penalty", [rvsm_jax.top_k(0.25), rvsm_jax.l1()])
+def test_sharded_parameters(joint, axes, penalty):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(getattr(jax.sharding.AxisType, axes),))
     x = jax.random.normal(jax.random.key(0), (16, 24))
-    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    operator = rvsm_jax.proximal_operator(rvsm_jax.top_k(0.25), joint=joint)
-    np.testing.assert_array_equal(operator({"kernel": placed}, 1.0)["kernel"], operator({"kernel": x}, 1.0)["kernel"])
+    for spec in (PartitionSpec("data"), PartitionSpec(None, "data")):
+        placed = jax.device_put(x, NamedSharding(mesh, spec))
+        operator = rvsm_jax.proximal_operator(penalty, joint=joint)
+        u = operator({"kernel": placed}, 0.5)["kernel"]
+        np.testing.assert_array_equal(u, operator({"kernel": x}, 0.5)["kernel"])
+        assert axes == "Auto" or u.sharding.is_equivalent_to(placed.sharding, 2)
 
 
 def test_embeddings_and_normalisation_are_not_kernels():
@@ -123,7 +128,17 @@ def test_embeddings_and_normalisation_are_not_kernels():
         (
             lambda: rvsm_jax.proximal_operator(rvsm_jax.l0())(dict_params(), -0.5),
             ValueError,
-            "strength must be >= 0, got -0.5",
+            "strength must be non-negative, got -0.5",
+        ),
+        (
+            lambda: rvsm_jax.proximal_operator(rvsm_jax.l0())(dict_params(), jnp.float32("nan")),
+            ValueError,
+            "strength must be non-negative, got nan",
+        ),
+        (
+            lambda: rvsm_jax.proximal_operator(rvsm_jax.l0())(dict_params(), jnp.ones(2)),
+            TypeError,
+            "strength must be a real number, got Array",
         ),
         (
             lambda: rvsm_jax.proximal_operator(rvsm_jax.l0(), where=lambda p, x: "attention" in p)(dict_params(), 0.5),

@@ -70,5 +70,8 @@ def test_bad_arguments_are_named():
         rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}, tolerance=-1)
     with pytest.raises(ValueError, match="layout must be 'dense', 'csr' or 'bitmask', got 'coo'"):
         rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}).bytes("coo")
+    with pytest.raises(TypeError, match="where must be a function, got 'kernel'"):
+        rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}, where="kernel")
+    assert rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}, groups={}).rows[0].groups == {}
     with pytest.raises(ValueError, match="selects none of"):
         rvsm_jax.sparsity({"bias": jnp.ones(2)})
