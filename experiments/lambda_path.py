@@ -140,10 +140,13 @@ def _measured(network, shipped, held_out, prepare, thresholds, betas) -> list[di
 
 
 def _front(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Rows that no other one beats in both accuracy and compression."""
-    return [r for r in rows if not any(
-        s["accuracy"] >= r["accuracy"] and s["compression"] > r["compression"] for s in rows
-    )]  # fmt: skip
+    """Rows that no other one beats in one of accuracy and compression and equals in the other."""
+
+    def beats(s, r):
+        no_worse = s["accuracy"] >= r["accuracy"] and s["compression"] >= r["compression"]
+        return no_worse and (s["accuracy"], s["compression"]) != (r["accuracy"], r["compression"])
+
+    return [r for r in rows if not any(beats(s, r) for s in rows)]
 
 
 def _show(row: dict[str, float]) -> str:

@@ -2,7 +2,7 @@
 
     python -m experiments.rvsm_resnet18                        # fast protocol, in full: for an accelerator
     python -m experiments.rvsm_resnet18 --protocol published   # 200 epochs, the papers' schedule
-    python -m experiments.rvsm_resnet18 --reduced              # width 16, 20,000 images, 6 epochs: for two cores
+    python -m experiments.rvsm_resnet18 --reduced              # width 16, 10,000 images, 6 epochs: for two cores
     python -m experiments.rvsm_resnet18 --quick                # width 8, 2,560 images, 2 epochs
 
 Published (thesis): up to 93.70 % zeros, loss of accuracy under 0.2 %; the settings of that run were not published, the
@@ -36,8 +36,8 @@ class ResNetOptions(common.Options):
         pull inside the momentum, transformed l1.
       as_released: with "published", also what the released runs did besides: momentum forgotten at every epoch, and
         the best epoch picked by accuracy on the test set.
-      reduced: width 16, 20,000 images and 6 epochs.
-      width: of the first stage; 64 is ResNet-18.
+      reduced: width 16, 10,000 images and 6 epochs.
+      width: of the first stage; ResNet-18 has 64.
       epochs: instead of the protocol's.
       threshold: lambda / beta, instead of the protocol's.
       beta: instead of the protocol's.
@@ -47,7 +47,7 @@ class ResNetOptions(common.Options):
     protocol: Literal["published", "fast"] = "fast"
     as_released: bool = False
     reduced: bool = False
-    width: int = 64
+    width: int | None = None
     epochs: int | None = None
     threshold: float | None = None
     beta: float | None = None
@@ -69,19 +69,25 @@ class Plan:
 def plan(options: ResNetOptions) -> Plan:
     """The run that the options ask for."""
     published = options.protocol == "published"
-    epochs, width, examples = (200 if published else 30), options.width, 50_000
-    if options.reduced:
-        epochs, width, examples = 6, 16, 20_000
-    if options.quick:
-        epochs, width, examples = 2, 8, 2560
-    return Plan(
-        epochs=options.epochs or epochs,
-        width=width,
+    p = Plan(
+        epochs=200 if published else 30,
+        width=64,
         batch_size=128,
-        threshold=options.threshold or (1e-4 if published else 2e-4),
-        beta=options.beta or (1e-2 if published else 0.1),
-        examples=examples,
+        threshold=1e-4 if published else 2e-4,
+        beta=1e-2 if published else 0.1,
+        examples=50_000,
     )
+    if options.reduced:
+        p = dataclasses.replace(p, epochs=6, width=16, examples=10_000)
+    if options.quick:
+        p = dataclasses.replace(p, epochs=2, width=8, examples=2560)
+    return dataclasses.replace(p, **_given(options))
+
+
+def _given(options: ResNetOptions) -> dict[str, Any]:
+    """The parts of the plan that the options name."""
+    named = {name: getattr(options, name) for name in ("epochs", "width", "threshold", "beta")}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def published(p: Plan, steps: int, sparse: bool, as_released: bool) -> rvsm_jax.Method:
@@ -133,7 +139,7 @@ def main(options: ResNetOptions) -> None:
         for sparse in (False, True):
             rows.append(_run(options, p, training, test, seed, sparse))
             print(_line(rows[-1]), flush=True)
-            full = (p.width, p.examples, options.epochs) == (64, 50_000, None)
+            full = p == plan(ResNetOptions(protocol=options.protocol))
             label = "quick look" if options.quick else "in full" if full else "reduced"
             common.save(
                 _name(options), options, started, experiment="rvsm_resnet18",
@@ -198,8 +204,8 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _name(options: ResNetOptions) -> str:
-    released = "-as-released" if options.as_released else ""
-    return f"rvsm_resnet18-{options.protocol}{released}{'-reduced' if options.reduced else ''}"
+    flags = [name.replace("_", "-") for name in ("as_released", "reduced") if getattr(options, name)]
+    return "-".join(["rvsm_resnet18", options.protocol, *flags, *(f"{k}{v:g}" for k, v in _given(options).items())])
 
 
 if __name__ == "__main__":

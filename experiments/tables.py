@@ -42,7 +42,7 @@ def quickstart(results: Results) -> str:
         for row in results["table"]
     ]
     head = ("LeNet-300-100 on digits", "test accuracy %", "zeros %", "fewer weights")
-    return markdown(head, rows) + provenance(results, f"{results['table'][0]['accuracy']['n']} seeds")
+    return markdown(head, rows) + provenance(results, counted(results["table"][0]["accuracy"]))
 
 
 def lenet(results: Results) -> str:
@@ -58,18 +58,20 @@ def lenet(results: Results) -> str:
         for row in results["table"]
     ]
     head = (TITLES[results["table"][0]["network"]], "accuracy of u %", "fine-tuned %", "non-zero weights", "fewer by")
-    return markdown(head, rows) + provenance(results, f"{results['table'][0]['accuracy']['n']} seeds, test set")
+    return markdown(head, rows) + provenance(results, f"{counted(results['table'][-1]['accuracy'])}, test set")
 
 
 def resnet18(results: Results) -> str:
     """Dense against sparse on CIFAR-10."""
     table, plan = results["table"], results["plan"]
+    if "sparse" not in table:
+        return "(not finished: the sparse run is missing)\n"
     row = (
         f"width {plan['width']}, {plan['epochs']} epochs, {plan['examples']:,} images",
         plus_minus(table["dense"]), plus_minus(table["sparse"]), plus_minus(table["loss"]), plus_minus(table["zeros"]),
     )  # fmt: skip
     head = (f"ResNet-18, CIFAR-10: {results['label']}", "dense %", "u %", "loss", "zeros in convolutions %")
-    return markdown(head, [row]) + provenance(results, f"{table['dense']['n']} seed(s)")
+    return markdown(head, [row]) + provenance(results, counted(table["dense"]))
 
 
 def splitting(results: Results) -> str:
@@ -113,6 +115,15 @@ def plus_minus(measured: Results, digits: int = 2) -> str:
     return common.plus_minus(measured, digits)
 
 
+def counted(measured: Results) -> str:
+    """How many seeds, and what stands behind the ±.
+
+    >>> counted({"n": 3}), counted({"n": 1})
+    ('3 seeds, mean ± standard deviation', 'one seed')
+    """
+    return "one seed" if measured["n"] == 1 else f"{measured['n']} seeds, mean ± standard deviation"
+
+
 def quartiles(measured: Results) -> str:
     """median (first to third quartile)."""
     return f"{measured['median']:.2f} ({measured['low']:.2f} to {measured['high']:.2f})"
@@ -123,7 +134,7 @@ def provenance(results: Results, how: str) -> str:
     hardware, versions = results["hardware"], results["versions"]
     on = hardware["devices"] if hardware["backend"] != "cpu" else f"{hardware['cores']} cores, {hardware['cpu']}"
     command = results["command"].removeprefix("python -m ")
-    line = f"`{command}`: {how}; mean ± std; {on}; jax {versions['jax']}; {results['minutes']:.0f} min"
+    line = f"`{command}`: {how}; {on}; jax {versions['jax']}; {results['minutes']:.0f} min"
     return f"\n{line}; revision {results['revision']}.\n"
 
 
