@@ -21,7 +21,9 @@ import tyro
 from experiments import common
 from experiments.timing import ratio
 from rvsm_jax import models
+from rvsm_jax.models.convolution import NHWC
 from rvsm_jax.models.network import Tree
+from rvsm_jax.models.pooling import max_pool
 
 Step = Callable[[], Any]
 
@@ -31,7 +33,7 @@ class Case(NamedTuple):
 
     Attributes:
       name: as in the table.
-      make: the network from a key; takes ``conv_general_dilated`` if custom is true.
+      make: the network from a key; takes ``convolve_pool`` if custom is true.
       image: (H, W, C).
       batch: images a step.
       custom: whether the network's convolutions are not all XLA's own.
@@ -98,6 +100,11 @@ def jax_step(network: models.Network, image: Sequence[int], batch: int) -> Step:
     return take
 
 
+def xla_convolve_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's own convolution, then the maximum over 2 x 2."""
+    return max_pool(jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC))
+
+
 def torch_step(case: Case, *, channels_last: bool) -> Step:
     """The same step in eager PyTorch."""
     torch = _torch()
@@ -131,7 +138,7 @@ def _implementations(case: Case) -> dict[str, Step]:
     key = jax.random.key(0)
     steps = {"jax": jax_step(case.make(key), case.image, case.batch)}
     if case.custom:
-        plain = case.make(key, conv_general_dilated=jax.lax.conv_general_dilated)
+        plain = case.make(key, convolve_pool=xla_convolve_pool)
         steps["jax_lax"] = jax_step(plain, case.image, case.batch)
     steps["torch"] = torch_step(case, channels_last=False)
     steps["torch_channels_last"] = torch_step(case, channels_last=True)
