@@ -60,7 +60,7 @@ CASES = (
 )
 
 
-def torch_comparison(cases: Sequence[Case] = CASES, *, turns: int = 9, threads: int | None = None) -> list[dict]:
+def torch_comparison(cases: Sequence[Case] = CASES, *, turns: int = 7, threads: int | None = None) -> list[dict]:
     """Median over turns of t(this package) / t(PyTorch), with quartiles, for each network.
 
     Args:
@@ -205,7 +205,7 @@ def main(options: common.Options) -> None:
     """Measures, prints the table and saves it; a quick run has smaller batches and fewer turns."""
     started = time.time()
     cases = [case._replace(batch=16) for case in CASES] if options.quick else CASES
-    rows = torch_comparison(cases, turns=3 if options.quick else 9)
+    rows = torch_comparison(cases, turns=3 if options.quick else 7)
     print(table(rows))
     path = common.save("bench_training", options, started, rows=rows, torch=_torch().__version__)
     print(f"saved {path}")
