@@ -139,7 +139,7 @@ def _implementations(case: Case) -> dict[str, Step]:
     key = jax.random.key(0)
     steps = {"jax": jax_step(case.make(key), case.image, case.batch)}
     if case.xla:
-        steps["jax_xla"] = jax_step(case.make(key, **case.xla), case.image, case.batch)
+        steps["jax_lax"] = jax_step(case.make(key, **case.xla), case.image, case.batch)
     steps["torch"] = torch_step(case, channels_last=False)
     steps["torch_channels_last"] = torch_step(case, channels_last=True)
     return steps
@@ -195,7 +195,7 @@ def table(rows: Sequence[dict]) -> str:
     for row in rows:
         ms = {name: f"{value['median']:.1f}" for name, value in row["milliseconds"].items()}
         quotient = "{median:.2f} ({low:.2f}-{high:.2f})".format(**row["ratio"])
-        cells = [row["network"], row["batch"], ms["jax"], ms.get("jax_xla", "has none"), ms["torch"]]
+        cells = [row["network"], row["batch"], ms["jax"], ms.get("jax_lax", "has none"), ms["torch"]]
         cells += [ms["torch_channels_last"], quotient]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
