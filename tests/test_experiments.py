@@ -49,7 +49,7 @@ def test_rvsm_lenet(tmp_path, real_data_dir):
     found = result(tmp_path, "rvsm_lenet-lenet_300_100")
     assert [row["name"] for row in found["table"]] == ["dense", "l1"]
     assert found["table"][0]["accuracy"]["mean"] > 60
-    with pytest.raises(SystemExit, match="unknown settings \\['l7'\\]; lenet_300_100 has 'dense', 'l0', 'l1'"):
+    with pytest.raises(SystemExit, match="unknown settings \\['l7'\\]; lenet5 has 'dense', 'transformed l1'"):
         rvsm_lenet.main(rvsm_lenet.LeNetOptions(quick=True, out=tmp_path, data_dir=real_data_dir, settings=("l7",)))
 
 
