@@ -15,12 +15,16 @@ from serw.laws import (
     super_heavy,
     uniform,
 )
+from serw.plan import State, log_times
+from serw.simulation import Result, simulate
 from serw.walk import Reinforcement, Walk, constant, linear, power
 
 __all__ = [
     "Escape",
     "Law",
     "Reinforcement",
+    "Result",
+    "State",
     "Walk",
     "constant",
     "constant_escape",
@@ -29,11 +33,13 @@ __all__ = [
     "exponential_growth",
     "half_normal",
     "linear",
+    "log_times",
     "no_escape",
     "pareto",
     "polynomial_growth",
     "power",
     "random_escape",
+    "simulate",
     "super_heavy",
     "uniform",
 ]
