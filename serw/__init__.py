@@ -1,17 +1,14 @@
 """Senile reinforced random walks on Z^d: the law, its exact statistics, and vectorised simulation."""
 
 from serw import exact
+from serw.escapes import Escape, constant_escape, no_escape, random_escape
 from serw.laws import (
-    Escape,
     Law,
-    constant_escape,
     exponential,
     exponential_growth,
     half_normal,
-    no_escape,
     pareto,
     polynomial_growth,
-    random_escape,
     super_heavy,
     uniform,
 )

@@ -10,12 +10,12 @@ so that its path does not depend on when the others, or the times asked for, mak
 Shapes: B walkers, d axes, K times.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from serw import generator, table
+from serw import generator, lattice, table
 from serw.generator import Words, select
 from serw.statistics import Records
 from serw.table import CELLS, Table
@@ -67,9 +67,9 @@ def start(walk: Walk, key: jax.Array, numbers: jax.Array) -> Walkers:
     words, zero = generator.seed(key, numbers), jnp.zeros(numbers.shape, jnp.int64)
     everyone = jnp.ones(numbers.shape, bool)
     word, words = generator.step_where(everyone, words)
-    edge, again = _below(2 * walk.dim, word)
+    edge, again = lattice.below(2 * walk.dim, word)
     other, words = generator.step_where(again, words)
-    edge = jnp.where(again, _below(2 * walk.dim, other)[0], edge)
+    edge = jnp.where(again, lattice.below(2 * walk.dim, other)[0], edge)
     return Walkers(words, (zero,) * walk.dim, edge, zero, zero, zero, jnp.zeros_like(numbers))
 
 
@@ -91,16 +91,41 @@ def advance(walk: Walk, lengths: Table, walkers: Walkers, times: jax.Array) -> t
         jnp.zeros((shape[0], walk.dim, *seen.shape), jnp.int64),
         jnp.zeros(shape, jnp.int64),
     )
-    idle = jnp.zeros(seen.shape, bool)
-    carry = settle(walk, lengths, walkers, (idle, jnp.zeros_like(walkers.turn)), times, seen, records)
+    idle = (jnp.zeros(seen.shape, bool), jnp.zeros_like(walkers.turn))
 
-    def body(carry: tuple[Walkers, jax.Array, Records]) -> tuple[Walkers, jax.Array, Records]:
-        walkers, seen, records = carry
+    def body(carry: tuple[Walkers, Any, jax.Array, Records]) -> tuple[Walkers, Any, jax.Array, Records]:
+        walkers, waiting, seen, records = carry
+        walkers, seen, records = settle(walk, lengths, walkers, waiting, times, seen, records)
         walkers, waiting = rush(walk, lengths, walkers, _target(times, seen), seen < times.shape[0])
-        return settle(walk, lengths, walkers, waiting, times, seen, records)
+        return walkers, waiting, seen, records
 
-    carry = jax.lax.while_loop(lambda carry: jnp.any(carry[1] < times.shape[0]), body, carry)
-    return carry[0], carry[2]
+    carry = jax.lax.while_loop(lambda carry: jnp.any(carry[2] < times.shape[0]), body, (walkers, idle, seen, records))
+    return carry[0], carry[3]
+
+
+def draw(walk: Walk, lengths: Table, words: Words, longest: int = 1 << 60) -> jax.Array:
+    """Independent draws of T by the same means as the walkers'.
+
+    Args:
+      walk: the law.
+      lengths: of `prepare`.
+      words: of `serw.generator.seed`, one generator for each draw.
+      longest: where to stop.
+
+    Returns:
+      [B] int64, 0 for T > longest.
+    """
+    zero = jnp.zeros(words[0].shape, jnp.int64)
+    everyone = jnp.ones(zero.shape, bool)
+    word, words = generator.step(words)
+    walkers = Walkers(words, (zero,), zero.astype(jnp.int32), zero, zero, zero, word)
+
+    def unknown(walkers: Walkers) -> jax.Array:
+        return (walkers.length == 0) & (walkers.reached <= longest)
+
+    walkers = _decide(lengths, walkers, everyone, word)
+    walkers = jax.lax.while_loop(lambda w: jnp.any(unknown(w)), lambda w: lengthen(walk, w, unknown(w)), walkers)
+    return walkers.length
 
 
 def rush(
@@ -166,9 +191,12 @@ def settle(
       The new walkers, seen and records.
     """
     walkers = _decide(lengths, walkers, *waiting)
-    for _ in range(2):
+
+    def longer(_: jax.Array, walkers: Walkers) -> Walkers:
         wanted = (seen < times.shape[0]) & (walkers.start + walkers.reached < _target(times, seen))
-        walkers = lengthen(walk, walkers, wanted)
+        return lengthen(walk, walkers, wanted)
+
+    walkers = jax.lax.fori_loop(0, 2, longer, walkers)
     seen, records = _record(walkers, times, seen, records)
     return _turn_round(walk.dim, walkers, seen < times.shape[0]), seen, records
 
@@ -216,13 +244,11 @@ def _excursion(dim: int, lengths: Table, s: _Rush) -> _Rush:
     word, words = generator.step(s.words)
     turn, words = generator.step(words) if dim > 1 else (s.turn, words)
     length, tie = table.draw(lengths, word)
-    edge, again = _next_edge(dim, s.edge, length, turn)
+    edge, again = lattice.next_edge(dim, s.edge, length, turn)
     done = s.active & (length != 0) & ~tie & ~again & (length < s.left)
-    step = jnp.where(done & (length & 1 == 1), 1 - 2 * (s.edge & 1), 0)
-    moved = tuple(x + (jnp.where(s.edge >> 1 == i, step, 0) if dim > 1 else step) for i, x in enumerate(s.moved))
     return _Rush(
         select(s.active, words, s.words),
-        moved,
+        lattice.moved(s.moved, s.edge, done & (length & 1 == 1)),
         jnp.where(done, edge, s.edge),
         s.left - jnp.where(done, length, 0),
         done,
@@ -248,7 +274,7 @@ def _record(walkers: Walkers, times: jax.Array, seen: jax.Array, records: Record
     def body(carry: tuple[jax.Array, jax.Array, Records]) -> tuple[jax.Array, jax.Array, Records]:
         k, seen, records = carry
         here, run = (seen == k) & (times[k] <= end), times[k] - walkers.start
-        position = jnp.stack(_at(walkers, run))
+        position = jnp.stack(lattice.moved(walkers.position, walkers.edge, run & 1 == 1))
         records = Records(
             records.position.at[k].set(jnp.where(here[None], position, records.position[k])),
             records.run.at[k].set(jnp.where(here, run, records.run[k])),
@@ -269,42 +295,19 @@ def _record(walkers: Walkers, times: jax.Array, seen: jax.Array, records: Record
 
 def _turn_round(dim: int, walkers: Walkers, wanted: jax.Array) -> Walkers:
     ready = wanted & (walkers.length > 0)
-    edge, again = _next_edge(dim, walkers.edge, (walkers.length & 1).astype(jnp.int32), walkers.turn)
+    edge, again = lattice.next_edge(dim, walkers.edge, (walkers.length & 1).astype(jnp.int32), walkers.turn)
     turn, words = generator.step_where(ready & again, walkers.words)
     done = ready & ~again
     zero = jnp.zeros_like(walkers.start)
     return Walkers(
         words,
-        select(done, _at(walkers, walkers.length), walkers.position),
+        lattice.moved(walkers.position, walkers.edge, done & (walkers.length & 1 == 1)),
         jnp.where(done, edge, walkers.edge),
         walkers.start + jnp.where(done, walkers.length, zero),
         jnp.where(done, zero, walkers.length),
         jnp.where(done, zero, walkers.reached),
         jnp.where(ready & again, turn, walkers.turn),
     )
-
-
-def _at(walkers: Walkers, age: jax.Array) -> tuple[jax.Array, ...]:
-    """Positions after `age` steps of the current excursion."""
-    step = jnp.where(age & 1 == 1, 1 - 2 * (walkers.edge & 1), 0).astype(jnp.int64)
-    return tuple(x + jnp.where(walkers.edge >> 1 == i, step, 0) for i, x in enumerate(walkers.position))
-
-
-def _next_edge(dim: int, edge: jax.Array, length: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The edge that a word chooses among the 2 d - 1 others, and whether it must be drawn again."""
-    back = edge ^ (length & 1)  # from the far end the old edge leads back, from the near end it leads out again
-    if dim == 1:
-        return back ^ 1, jnp.zeros(edge.shape, bool)
-    ahead, again = _below(2 * dim - 1, word)
-    there = back + 1 + ahead
-    return jnp.where(there >= 2 * dim, there - 2 * dim, there), again
-
-
-def _below(m: int, word: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """floor(m word / 2^32), uniform on 0..m-1 unless it must be drawn again."""
-    product = word.astype(jnp.uint64) * jnp.uint64(m)
-    again = (product & jnp.uint64(0xFFFFFFFF)) < jnp.uint64(2**32 % m)
-    return (product >> jnp.uint64(32)).astype(jnp.int32), again
 
 
 def _target(times: jax.Array, seen: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """Simulating many walkers: what to run, in which chunks, and what to give back.
 
 ``simulate(key, walk, walkers=10**5, times=10**6)`` walks by excursions; ``method="steps"`` takes every step. The
-walkers are laid out over a mesh, the run is cut into chunks of a few seconds, and neither changes any number. A run with
-a `checkpoint` file, killed and called again, goes on from its last chunk.
+walkers are laid out over a mesh, the run is cut into chunks of a few seconds, and neither changes any number. A run
+with a `checkpoint` file, killed and called again, goes on from its last chunk.
 """
 
 import pathlib

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from serw import events, generator
+from serw import events, generator, lattice
 from serw.generator import Words, select
 from serw.statistics import Records
 from serw.walk import Walk
@@ -73,7 +73,7 @@ class _Stride(NamedTuple):
 
 
 def _first_step(w: Walkers) -> Walkers:
-    position = _moved(w.position, w.edge, jnp.int64)
+    position = lattice.moved(w.position, w.edge)
     return Walkers(w.words, position, w.edge, jnp.ones_like(w.run), jnp.ones_like(w.run))
 
 
@@ -104,7 +104,7 @@ def _step(walk: Walk, s: _Stride) -> _Stride:
     edge = jnp.where(turns, _other(walk.dim, s.edge, turn), s.edge ^ 1)
     return _Stride(
         words,
-        _moved(s.moved, edge, jnp.int32),
+        lattice.moved(s.moved, edge),
         edge,
         jnp.where(turns, 1, s.run + 1),
         jnp.where(turns, jnp.float32(0), s.before),
@@ -130,13 +130,4 @@ def _other(dim: int, edge: jax.Array, word: jax.Array) -> jax.Array:
     """One of the 2 d - 1 directions that do not lead back, each to within 2^-32."""
     if dim == 1:
         return edge
-    ahead = ((word.astype(jnp.uint64) * jnp.uint64(2 * dim - 1)) >> jnp.uint64(32)).astype(jnp.int32)
-    there = (edge ^ 1) + 1 + ahead
-    return jnp.where(there >= 2 * dim, there - 2 * dim, there)
-
-
-def _moved(position: tuple[jax.Array, ...], edge: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    step = (1 - 2 * (edge & 1)).astype(dtype)
-    if len(position) == 1:
-        return (position[0] + step,)
-    return tuple(x + jnp.where(edge >> 1 == i, step, 0) for i, x in enumerate(position))
+    return lattice.next_edge(dim, edge, jnp.ones_like(edge), word)[0]

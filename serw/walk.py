@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serw.laws import Array, Escape, no_escape
+from serw.escapes import Escape, no_escape
+from serw.laws import Array
 
 PROBES = np.unique(np.concatenate([np.arange(1, 4097), np.logspace(3.6, 18, 200).astype(np.int64)]))
 
