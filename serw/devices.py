@@ -108,8 +108,8 @@ def blank(plan: Plan) -> Any:
 
 def _block(plan: Plan, lengths: Any, times: jax.Array, size: int, one: tuple[Any, jax.Array]) -> Any:
     inner, number = one
-    after, records = _method(plan).advance(plan.walk, lengths, inner, times)
     counted = number * size + jnp.arange(size) < plan.walkers
+    after, records = _method(plan).advance(plan.walk, lengths, inner, times, counted)
     return after, statistics.fold(records, times, counted), records.position[:, :, : plan.trajectories]
 
 

@@ -73,7 +73,9 @@ def start(walk: Walk, key: jax.Array, numbers: jax.Array) -> Walkers:
     return Walkers(words, (zero,) * walk.dim, edge, zero, zero, zero, jnp.zeros_like(numbers))
 
 
-def advance(walk: Walk, lengths: Table, walkers: Walkers, times: jax.Array) -> tuple[Walkers, Records]:
+def advance(
+    walk: Walk, lengths: Table, walkers: Walkers, times: jax.Array, counted: jax.Array
+) -> tuple[Walkers, Records]:
     """Walks on until every walker has been seen at every time.
 
     Args:
@@ -81,11 +83,12 @@ def advance(walk: Walk, lengths: Table, walkers: Walkers, times: jax.Array) -> t
       lengths: of `prepare`.
       walkers: their state.
       times: [K] int64, increasing, beyond every time they have been seen at.
+      counted: [B] bool; the others stay where they are.
 
     Returns:
       Their state, and where they were at each time: S_t = start + (t - start of the excursion odd) e.
     """
-    seen = jnp.zeros(walkers.edge.shape, jnp.int32)
+    seen = jnp.where(counted, 0, times.shape[0]).astype(jnp.int32)
     shape = (times.shape[0], *seen.shape)
     records = Records(
         jnp.zeros((shape[0], walk.dim, *seen.shape), jnp.int64),
@@ -154,7 +157,8 @@ def rush(
         return carry
 
     far = jnp.max(jnp.where(active, left, 0)).astype(jnp.float64)
-    rounds = jnp.clip(far / (4 * UNROLL * lengths.mean), 1, RUSH // UNROLL).astype(jnp.int32)
+    busy = jnp.mean(active.astype(jnp.float64)) * (RUSH // UNROLL)
+    rounds = jnp.clip(far / (4 * UNROLL * lengths.mean), 1.0, jnp.maximum(busy, 1.0)).astype(jnp.int32)
     after = jax.lax.fori_loop(0, rounds, body, carry)
     position = tuple(x + dx.astype(jnp.int64) for x, dx in zip(walkers.position, after.moved, strict=True))
     walkers = walkers._replace(

@@ -43,7 +43,7 @@ def start(walk: Walk, key: jax.Array, numbers: jax.Array) -> Walkers:
     return Walkers(walkers.words, walkers.position, walkers.edge, jnp.zeros_like(walkers.start), walkers.start)
 
 
-def advance(walk: Walk, _: None, walkers: Walkers, times: jax.Array) -> tuple[Walkers, Records]:
+def advance(walk: Walk, _: None, walkers: Walkers, times: jax.Array, counted: jax.Array) -> tuple[Walkers, Records]:
     """Walks to each of the times in turn.
 
     Args:
@@ -51,11 +51,14 @@ def advance(walk: Walk, _: None, walkers: Walkers, times: jax.Array) -> tuple[Wa
       _: where `serw.events.advance` takes its table.
       walkers: their state.
       times: [K] int64, non-decreasing, none before the walkers' own.
+      counted: [B] bool; if none is set, nobody walks.
 
     Returns:
       Their state, and where they were at each time.
     """
     walkers = select(walkers.time > 0, walkers, _first_step(walkers))
+
+    times = jnp.where(jnp.any(counted), times, 0)
 
     def until(walkers: Walkers, time: jax.Array) -> tuple[Walkers, Records]:
         walkers = jax.lax.while_loop(lambda w: w.time[0] < time, lambda w: _stretch(walk, w, time), walkers)
