@@ -77,7 +77,7 @@ def draw(rows: list[dict[str, Any]], path: Any) -> None:
     """V - v(0) against delta for the constant escape, against |log delta| for the growing one."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for row in rows:
-        axis, logs = axes[row["escape"] != "constant"], -row["log_delta"]
+        axis, logs = axes[int(row["escape"] != "constant")], -row["log_delta"]
         shown = row["gain"] > 1e-12
         x = np.exp(-logs) if row["escape"] == "constant" else logs
         axis.loglog(x[shown], row["gain"][shown], f"C{row['dim']}.-", label=f"d = {row['dim']}")
