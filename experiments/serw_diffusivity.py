@@ -35,7 +35,7 @@ class Options(common.Options):
     """
 
     walkers: int = 8192
-    draws: int = 200_000
+    draws: int = 100_000
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,7 @@
 """Excursion lengths, directions and random words against the laws they stand for.
 
-Chi-square tests have fixed keys and reject at p < 1e-6 each; with the fourteen here a correct program fails one of them
-with probability 1.4e-5 over a random choice of keys.
+Chi-square tests have fixed keys and reject at p < 1e-6 each; with the twelve here a correct program fails one of them
+with probability 1.2e-5 over a random choice of keys.
 """
 
 import functools
@@ -87,7 +87,6 @@ def test_excursions_of_1e8_draws():
         Walk(2, linear(3.0), constant_escape(1e-5)),
         Walk(1, power(1.2)),
         Walk(1, linear(2.5), random_escape(1e-4, serw.polynomial_growth(0.2))),
-        Walk(1, linear(1.0), random_escape(3e-5, serw.exponential(), quenched=True, seed=4)),
         Walk(1, linear(1.0), random_escape(1e-4, serw.half_normal(), quenched=True, seed=5)),
     ],
     ids=lambda walk: f"{walk.dim}-{walk.reinforcement.rule.__name__}-{walk.escape.law.name if walk.escape.law else ''}",
