@@ -1,4 +1,7 @@
-"""Diffusivity above the unperturbed one, v(delta) - v(0), in d = 1..4: O(delta) or const / log^2 delta.
+"""Diffusivity above the unperturbed one, v(delta) - v(0), in d = 1..4: O(delta) or const / |log delta|^(2 d - 2).
+
+With f(n) = n, P(T >= n) falls as n^(1 - 2 d). An escape that grows as 2^n cuts it at n of the order of |log delta|, which
+takes a part of the order of |log delta|^(2 - 2 d) away from E[T]: const / log^2 delta in d = 2, less in higher dimensions.
 
     python -m experiments.serw_dimensions
 
@@ -35,7 +38,7 @@ class Options(common.Options):
       walkers: of the simulations at delta = 0.01.
     """
 
-    walkers: int = 100_000
+    walkers: int = 20_000
 
 
 def power_law(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -45,10 +48,10 @@ def power_law(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     return {"exponent": k, "exponent_error": k_error, "constant": math.exp(c), "relative_error": c_error}
 
 
-def squares(logs: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Least squares of y log^2 delta = a + b / |log delta|, with the standard error of a."""
-    (b, a), covariance = np.polyfit(1 / logs, y * logs**2, 1, cov=True)
-    return {"constant": a, "error": math.sqrt(covariance[1, 1]), "correction": b}
+def leading(logs: np.ndarray, y: np.ndarray, k: int) -> dict[str, float]:
+    """Least squares of y |log delta|^k = a + b / |log delta|, with the standard error of a."""
+    (b, a), covariance = np.polyfit(1 / logs, y * logs**k, 1, cov=True)
+    return {"k": k, "constant": a, "error": math.sqrt(covariance[1, 1]), "correction": b}
 
 
 def measure(dim: int, name: str, logs: np.ndarray, options: Options) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def measure(dim: int, name: str, logs: np.ndarray, options: Options) -> dict[str
         "log_delta": -logs,
         "gain": gain,
         "fits": fits,
-        "squares": squares(logs[small], gain[small]) if name != "constant" and dim > 1 else None,
+        "leading": leading(logs[small], gain[small], 2 * dim - 2) if name != "constant" and dim > 1 else None,
         "sigmas": float((found.msd[0] - exact.msd(walk, steps)[-1]) / found.sem[0]),
     }
 
@@ -81,10 +84,10 @@ def draw(rows: list[dict[str, Any]], path: Any) -> None:
         shown = row["gain"] > 1e-12
         x = np.exp(-logs) if row["escape"] == "constant" else logs
         axis.loglog(x[shown], row["gain"][shown], f"C{row['dim']}.-", label=f"d = {row['dim']}")
-        if row["squares"]:
-            axis.loglog(x, row["squares"]["constant"] / x**2, f"C{row['dim']}:", lw=0.9)
+        if row["leading"]:
+            axis.loglog(x, row["leading"]["constant"] / x ** row["leading"]["k"], f"C{row['dim']}:", lw=0.9)
     axes[0].set(xlabel="δ", ylabel="v(δ) - v(0)", title="constant escape")
-    axes[1].set(xlabel="|ln δ|", title="escape growing as 2ⁿ; dotted: const / ln² δ")
+    axes[1].set(xlabel="|ln δ|", title="escape growing as 2ⁿ; dotted: c / |ln δ|^(2d-2)")
     axes[0].legend()
     figure.savefig(path, dpi=90)
 
@@ -103,7 +106,8 @@ def main(options: Options) -> None:
         print(
             f"d = {row['dim']}, {row['escape']}: exponent {fit['exponent']:.4f} +- {fit['exponent_error']:.4f}", end=""
         )
-        print(f", v - v0 -> {row['squares']['constant']:.3f} / log^2 delta" if row["squares"] else "")
+        found = row["leading"]
+        print(f", {found['constant']:.3f} +- {found['error']:.3f} / |log delta|^{found['k']}" if found else "")
     print(f"largest deviation from the recursion: {worst:.2f} standard errors; {path}")
 
 

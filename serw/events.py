@@ -106,31 +106,6 @@ def advance(
     return carry[0], carry[3]
 
 
-def draw(walk: Walk, lengths: Table, words: Words, longest: int = 1 << 60) -> jax.Array:
-    """Independent draws of T by the same means as the walkers'.
-
-    Args:
-      walk: the law.
-      lengths: of `prepare`.
-      words: of `serw.generator.seed`, one generator for each draw.
-      longest: where to stop.
-
-    Returns:
-      [B] int64, 0 for T > longest.
-    """
-    zero = jnp.zeros(words[0].shape, jnp.int64)
-    everyone = jnp.ones(zero.shape, bool)
-    word, words = generator.step(words)
-    walkers = Walkers(words, (zero,), zero.astype(jnp.int32), zero, zero, zero, word)
-
-    def unknown(walkers: Walkers) -> jax.Array:
-        return (walkers.length == 0) & (walkers.reached <= longest)
-
-    walkers = _decide(lengths, walkers, everyone, word)
-    walkers = jax.lax.while_loop(lambda w: jnp.any(unknown(w)), lambda w: lengthen(walk, w, unknown(w)), walkers)
-    return walkers.length
-
-
 def rush(
     walk: Walk, lengths: Table, walkers: Walkers, target: jax.Array, wanted: jax.Array
 ) -> tuple[Walkers, tuple[jax.Array, jax.Array]]:
