@@ -1,7 +1,7 @@
 """Diffusivity above the unperturbed one, v(delta) - v(0), in d = 1..4: O(delta) or const / |log delta|^(2 d - 2).
 
-With f(n) = n, P(T >= n) falls as n^(1 - 2 d). An escape that grows as 2^n cuts it at n of the order of |log delta|, which
-takes a part of the order of |log delta|^(2 - 2 d) away from E[T]: const / log^2 delta in d = 2, less in higher dimensions.
+With f(n) = n, P(T >= n) falls as n^(1 - 2 d). An escape that grows as 2^n cuts it at n of the order of |log delta|: a
+part of the order of |log delta|^(2 - 2 d) of E[T] is lost, const / log^2 delta in d = 2 and less in higher dimensions.
 
     python -m experiments.serw_dimensions
 
