@@ -2,7 +2,10 @@
 
     python -m experiments.serw_regimes
 
-RESULT
+Result (0.3 minutes on two shared cores of an AMD EPYC): of the 148 walks 71 are diffusive, 37 sub-diffusive and 40
+stuck, along the theory's lines a = 1 and s = 2 d - 1. The boundary itself, f(n) = n, is sub-diffusive in d = 1 (growth
+exponent 0.854 at n = 4,000) and diffusive in d >= 2. A walk past the boundary may need long to notice: with a = 1.1 in
+d = 3 the exponent is still 1.000 at n = 4,000. Four simulations lie within 1.5 standard errors of the recursion.
 """
 
 import dataclasses

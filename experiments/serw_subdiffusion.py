@@ -2,7 +2,10 @@
 
     python -m experiments.serw_subdiffusion
 
-RESULT
+Result (1.4 minutes on two shared cores of an AMD EPYC): without escape n / E|S_n|^2 is a straight line in ln n to
+within 0.02 for n up to 20,000, E|S_n|^2 = 0.819 n / (ln n - 1.08); the limit of its constant as n grows is 0.7943. A
+small delta ends the decline near n = 1 / delta: at n = 300,000, E|S_n|^2 / n is 0.0693 for delta = 0, 0.0962 for 1e-4
+(limit 0.0967), 0.1340 for 1e-3 (limit 0.1343). All means lie within 2.0 standard errors of the recursion.
 """
 
 import dataclasses
