@@ -5,8 +5,8 @@
 Result (0.7 minutes on two shared cores of an AMD EPYC), local order k of v ~ |log delta|^-k near |ln delta| = 660:
 uniform, exponential, half-normal, Pareto 1/2 and xi growing as n^2 have k = 1.00 to 1.01, that is 1 / |log delta|;
 super-heavy has 0.19 and growth as 2^n has 0.16, with v ln|ln delta| = 0.94 and 0.80: 1 / log |log delta|. Laws with
-P(xi > x) = exp(-(log x)^k) lie between, with orders 0.71 for k = 0.7 and 0.44 for k = 0.4. At delta = 1e-3 simulations of all nine
-lie within 2.3 standard errors of the recursion.
+P(xi > x) = exp(-(log x)^k) lie between, with orders 0.71 for k = 0.7 and 0.44 for k = 0.4. At delta = 1e-3 simulations
+of all nine lie within 2.3 standard errors of the recursion.
 """
 
 import dataclasses
