@@ -34,8 +34,8 @@ class Options(common.Options):
       draws: excursions per factor of two in their length.
     """
 
-    walkers: int = 8192
-    draws: int = 100_000
+    walkers: int = 4096
+    draws: int = 60_000
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -88,12 +88,12 @@ def direct(walk: Walk, walkers: int, steps: int, seed: int) -> dict[str, float]:
 def measure(delta: float, options: Options) -> dict[str, Any]:
     """Exact, split and, where walkers can get there, directly simulated v."""
     walk = Walk(1, linear(1.0), constant_escape(delta))
-    v = exact.diffusivity(walk)
+    v, seed = exact.diffusivity(walk), options.seed + round(-10 * math.log10(delta))  # independent points
     point: dict[str, Any] = {"delta": delta, "exact": v, "asymptotic": LIMIT / abs(math.log(delta))}
-    point["split"] = split(walk, 20_000 if options.quick else options.draws, options.seed)
+    point["split"] = split(walk, 20_000 if options.quick else options.draws, seed)
     if delta >= (1e-2 if options.quick else 1e-4):
         walkers = 1024 if options.quick else options.walkers
-        point["direct"] = direct(walk, walkers, int(50 / delta), options.seed)
+        point["direct"] = direct(walk, walkers, int(50 / delta), seed)
     for name in ("split", "direct"):
         if name in point:
             point[name]["sigmas"] = (point[name]["v"] - v) / point[name]["sem"]
