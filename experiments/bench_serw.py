@@ -61,8 +61,8 @@ class Options(common.Options):
       seconds: how long one run should take.
     """
 
-    repeats: int = 5
-    seconds: float = 1.0
+    repeats: int = 3
+    seconds: float = 3.0
 
 
 def numba_walk() -> Callable[[int, int, float], float]:
@@ -218,7 +218,7 @@ def _cost(method: str, at: dict[str, Any], what: str) -> dict[str, float]:
     walk = ours(method, at["dim"])
     walk(at["walkers"], at["steps"], at["delta"])
     seconds = []
-    for _ in range(3):
+    for _ in range(2):
         begun = time.perf_counter()
         walk(at["walkers"], at["steps"], at["delta"])
         seconds.append(time.perf_counter() - begun)
@@ -228,9 +228,10 @@ def _cost(method: str, at: dict[str, Any], what: str) -> dict[str, float]:
 def memory(options: Options) -> list[dict[str, Any]]:
     """Peak resident memory of a fresh process for each number of steps, in MB."""
     code = (
-        "import resource, jax, serw; from serw import *; "
+        "import re, jax; from serw import *; "
         "simulate(jax.random.key(0), Walk(1, linear(1.0), constant_escape(1e-2)), walkers=8192, times=[{}], "
-        "method='{}', progress=False); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "method='{}', progress=False); "
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
     )
     found = []
     for method in ("events", "steps"):
@@ -277,23 +278,22 @@ def main(options: Options) -> None:
             contestants["c"] = loop
         walkers = 4096 if options.quick else 16384
         tables = [compare(contestants, options, delta, walkers) for delta in (1e-4, 1e-8)]
+    load = pathlib.Path("/proc/loadavg")
+    found = {"comparison": tables, "load": load.read_text().split()[:3] if load.exists() else None}
+    report(tables)
+    path = common.save(NAME, options, started, **found)
     sweeps, peaks = costs(options), memory(options)
     draw(sweeps, peaks, common.output_path(NAME, options, ".png"))
-    load = pathlib.Path("/proc/loadavg")
-    path = common.save(
-        NAME,
-        options,
-        started,
-        comparison=tables,
-        costs=sweeps,
-        memory=peaks,
-        load_at_end=load.read_text().split()[:3] if load.exists() else None,
-    )
+    path = common.save(NAME, options, started, **found, costs=sweeps, memory=peaks)
+    print(path)
+
+
+def report(tables: list[dict[str, Any]]) -> None:
+    """Prints speeds and ratios."""
     for table in tables:
         print(f"delta = {table['delta']:g}")
         for name, ratio in table["median_ratio_to_numba"].items():
             print(f"  {name:14s} {table['steps_per_second'][name]['mean']:.3g} steps/s, {ratio:.2f} x numba")
-    print(path)
 
 
 if __name__ == "__main__":

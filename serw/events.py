@@ -132,7 +132,8 @@ def rush(
         return carry
 
     far = jnp.max(jnp.where(active, left, 0)).astype(jnp.float64)
-    busy = jnp.mean(active.astype(jnp.float64)) * (RUSH // UNROLL)
+    share = active.sum(dtype=jnp.float64) / jnp.maximum(wanted.sum(dtype=jnp.float64), 1.0)
+    busy = share * (RUSH // UNROLL)  # where most are beyond the table, settle more often
     rounds = jnp.clip(far / (4 * UNROLL * lengths.mean), 1.0, jnp.maximum(busy, 1.0)).astype(jnp.int32)
     after = jax.lax.fori_loop(0, rounds, body, carry)
     position = tuple(x + dx.astype(jnp.int64) for x, dx in zip(walkers.position, after.moved, strict=True))

@@ -20,7 +20,7 @@ from serw.statistics import GROUP, Estimate, Moments, Sums
 from serw.walk import Walk
 
 SLOTS = 16  # times per chunk: those asked for, then the chunk's end
-FIRST_WORK = 2e8  # steps of all walkers in the first chunk, before the speed is known
+FIRST_WORK = 1e9  # steps of all walkers in the first chunk, before the speed is known
 
 
 class Result(NamedTuple):
