@@ -2,7 +2,7 @@
 
     python -m experiments.bench_serw
 
-RESULT
+Record: none yet from a quiet machine; ratios taken while other programs hold both cores say nothing about either side.
 """
 
 import ctypes
