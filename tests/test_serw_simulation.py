@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import Mesh
 
 import serw
-from serw import Walk, constant, constant_escape, exact, linear, no_escape, power, random_escape, simulate
+from serw import Walk, constant, constant_escape, exact, linear, no_escape, power, random_escape, simulate, simulation
 
 TIMES = np.array([1, 4, 17, 60, 200])
 ROOT = pathlib.Path(__file__).parents[1]
@@ -120,10 +120,11 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("method", ["events", "steps"])
-def test_chunks_and_devices_change_no_number(method):
+def test_chunks_and_devices_change_no_number(method, monkeypatch):
     walk = Walk(2, linear(2.0), constant_escape(1e-3))
     times, key, walkers = [5, 50, 500], jax.random.key(5), 20_001
     whole = simulate(key, walk, walkers=walkers, times=times, method=method, trajectories=4)
+    monkeypatch.setattr(simulation, "FIRST_WORK", 1e6)  # chunks of 50 steps
     one = simulate(
         key,
         walk,
@@ -207,7 +208,7 @@ def launch(**options):
 
 def test_killed_run_resumes_from_its_last_chunk(tmp_path):
     path = tmp_path / "run.npz"
-    common = {"walkers": 3000, "times": [10, 1000, 4000, 1_000_000], "seconds": 0.5}
+    common = {"walkers": 3000, "times": [10, 1000, 4000, 3_000_000], "seconds": 0.5}
     first = launch(checkpoint=str(path), **common)
     end = time.time() + 100
     while not path.exists() and first.poll() is None and time.time() < end:
@@ -217,7 +218,7 @@ def test_killed_run_resumes_from_its_last_chunk(tmp_path):
     assert first.returncode == -signal.SIGKILL, "it ended before it could be killed"
     with np.load(path) as file:
         reached = int(file["0.0"])
-    assert 0 < reached < 1_000_000
+    assert 0 < reached < 3_000_000
     walk = Walk(1, linear(1.0), constant_escape(1e-2))
     with pytest.raises(ValueError, match="belongs to another run"):
         simulate(jax.random.key(4), walk, walkers=3000, times=common["times"], checkpoint=path)
@@ -226,7 +227,7 @@ def test_killed_run_resumes_from_its_last_chunk(tmp_path):
     resumed = simulate(key, walk, walkers=3000, times=common["times"], checkpoint=path, progress=False)
     whole = simulate(key, walk, walkers=3000, times=short, progress=False)
     assert resumed.msd[:3].tolist() == whole.msd[:3].tolist()
-    assert resumed.state.time == 1_000_000
+    assert resumed.state.time == 3_000_000
     straight = simulate(key, walk, walkers=3000, times=common["times"], progress=False)
     same(resumed[3:7], straight[3:7])
 
