@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -51,6 +52,16 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def plus_minus(measured: Mapping[str, Any], digits: int = 2) -> str:
+    """mean ± standard deviation, for a table.
+
+    >>> plus_minus(summary([1.0, 2.0, 3.0]))
+    '2.00 ± 1.00'
+    """
+    spread = "" if measured["std"] is None else f" ± {measured['std']:.{digits}f}"
+    return f"{measured['mean']:.{digits}f}{spread}"
+
+
 def hardware() -> dict[str, Any]:
     """The backend and its devices, and the processor that drives them."""
     cpu = platform.processor() or platform.machine()
@@ -91,13 +102,14 @@ def revision() -> str:
         return "unknown"
 
 
-def save(name: str, options: Options, started: float, **results: Any) -> pathlib.Path:
+def save(name: str, options: Options, started: float, *, experiment: str | None = None, **results: Any) -> pathlib.Path:
     """Writes ``<out>/<name>.json`` (``<name>-quick.json`` for a quick run), whole or not at all.
 
     Args:
       name: the experiment's name.
       options: the options it ran with, saved beside the results.
       started: ``time.time()`` at its start.
+      experiment: the script's name, if it is not the file's.
       **results: what it found: anything JSON can hold, and NumPy or JAX numbers and arrays.
 
     Returns:
@@ -107,9 +119,9 @@ def save(name: str, options: Options, started: float, **results: Any) -> pathlib
       OSError: if the folder cannot be written; an older file of the same name is left untouched.
     """
     record = {
-        "experiment": name,
-        "command": " ".join(["python", "-m", f"experiments.{name}", *sys.argv[1:]]),
-        "options": {k: _plain(v) for k, v in dataclasses.asdict(options).items() if k not in ("out", "data_dir")},
+        "experiment": experiment or name,
+        "command": shlex.join(["python", "-m", f"experiments.{experiment or name}", *_without_paths(sys.argv[1:])]),
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "data_dir")},
         "revision": revision(),
         "versions": versions(),
         "hardware": hardware(),
@@ -124,6 +136,17 @@ def save(name: str, options: Options, started: float, **results: Any) -> pathlib
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _without_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments without the folders, which mean nothing on another machine."""
+    kept, skip = [], False
+    for argument in arguments:
+        folder = argument.split("=")[0] in ("--data-dir", "--out")
+        if not (skip or folder):
+            kept.append(argument)
+        skip = folder and "=" not in argument
+    return kept
 
 
 def output_path(name: str, options: Options, suffix: str) -> pathlib.Path:
@@ -144,4 +167,4 @@ def _plain(value: Any) -> Any:
         return np.asarray(value).tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    return value
+    raise TypeError(f"results hold numbers, texts, lists and dicts, got {value!r}")

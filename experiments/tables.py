@@ -1,0 +1,166 @@
+"""Writes the tables of README.md from experiments/results/*.json.
+
+    python -m experiments.tables            # rewrite the README
+    python -m experiments.tables --check    # exit with 1 if it is not up to date
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; nothing between them is written by hand. A table
+whose results file is missing says so.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import tyro
+
+from experiments import common
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Results = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """Options of this script.
+
+    Attributes:
+      check: change nothing; exit with 1 if a table is not what its results give.
+      readme: the file.
+    """
+
+    check: bool = False
+    readme: pathlib.Path = README
+
+
+def quickstart(results: Results) -> str:
+    """Accuracy, zeros and size on the digits."""
+    rows = [
+        (row["name"], plus_minus(row["accuracy"]), plus_minus(row["zeros"], 1), f"{row['compression']['mean']:.0f}x")
+        for row in results["table"]
+    ]
+    head = ("LeNet-300-100 on digits", "test accuracy %", "zeros %", "fewer weights")
+    return markdown(head, rows) + provenance(results, counted(results["table"][0]["accuracy"]))
+
+
+def lenet(results: Results) -> str:
+    """Accuracy of u on MNIST as trained and fine-tuned, and how few weights it has."""
+    rows = [
+        (
+            row["name"],
+            plus_minus(row["accuracy"]),
+            plus_minus(row["fine_tuned"]) if "fine_tuned" in row else "",
+            plus_minus(row["nonzeros"], 0),
+            f"{plus_minus(row['compression'], 0 if row['compression']['mean'] > 10 else 1)}",
+        )
+        for row in results["table"]
+    ]
+    head = (TITLES[results["table"][0]["network"]], "accuracy of u %", "fine-tuned %", "non-zero weights", "fewer by")
+    return markdown(head, rows) + provenance(results, f"{counted(results['table'][-1]['accuracy'])}, test set")
+
+
+def resnet18(results: Results) -> str:
+    """Dense against sparse on CIFAR-10."""
+    table, plan = results["table"], results["plan"]
+    if "sparse" not in table:
+        return "(not finished: the sparse run is missing)\n"
+    row = (
+        f"width {plan['width']}, {plan['epochs']} epochs, {plan['examples']:,} images",
+        plus_minus(table["dense"]), plus_minus(table["sparse"]), plus_minus(table["loss"]), plus_minus(table["zeros"]),
+    )  # fmt: skip
+    head = (f"ResNet-18, CIFAR-10: {results['label']}", "dense %", "u %", "loss", "zeros in convolutions %")
+    return markdown(head, [row]) + provenance(results, counted(table["dense"]))
+
+
+def splitting(results: Results) -> str:
+    """Time and memory of an RVSM step over the plain one."""
+    rows = [
+        (row["network"], row["penalty"].replace("_", " "), quartiles(row["time"]), f"{row['memory']:.3f}")
+        for row in results["steps"]
+    ]
+    path = results["path"]
+    lanes = f"{path['lanes']} strengths of LeNet-300-100 as one vmapped run"
+    rows.append((lanes, "l1", f"{quartiles(path['time'])} of {path['lanes']} runs", ""))
+    head = ("a step against the plain step", "penalty", "time", "peak memory")
+    return markdown(head, rows) + provenance(results, f"medians of {results['rounds']} rounds, quartiles")
+
+
+TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
+TABLES: dict[str, Callable[[Results], str]] = {
+    "quickstart": quickstart,
+    "rvsm_lenet-lenet_300_100": lenet,
+    "rvsm_lenet-lenet5": lenet,
+    "rvsm_resnet18-fast-reduced": resnet18,
+    "bench_splitting": splitting,
+}
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(markdown(("a", "b"), [("1", "2")]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    <BLANKLINE>
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(("|" + "|".join(f" {c} " if c != "---" else c for c in line) + "|\n") for line in lines)
+
+
+def plus_minus(measured: Results, digits: int = 2) -> str:
+    """mean ± std, without a std that is not there."""
+    return common.plus_minus(measured, digits)
+
+
+def counted(measured: Results) -> str:
+    """How many seeds, and what stands behind the ±.
+
+    >>> counted({"n": 3}), counted({"n": 1})
+    ('3 seeds, mean ± standard deviation', 'one seed')
+    """
+    return "one seed" if measured["n"] == 1 else f"{measured['n']} seeds, mean ± standard deviation"
+
+
+def quartiles(measured: Results) -> str:
+    """median (first to third quartile)."""
+    return f"{measured['median']:.2f} ({measured['low']:.2f} to {measured['high']:.2f})"
+
+
+def provenance(results: Results, how: str) -> str:
+    """Where a table's figures come from, in one line."""
+    hardware, versions = results["hardware"], results["versions"]
+    on = hardware["devices"] if hardware["backend"] != "cpu" else f"{hardware['cores']} cores, {hardware['cpu']}"
+    command = results["command"].removeprefix("python -m ")
+    line = f"`{command}`: {how}; {on}; jax {versions['jax']}; {results['minutes']:.0f} min"
+    return f"\n{line}; revision {results['revision']}.\n"
+
+
+def rendered(text: str, folder: pathlib.Path = common.RESULTS) -> str:
+    """The text with every table made anew from its results file."""
+
+    def table(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        if name not in TABLES:
+            raise SystemExit(f"unknown table {name!r}; known: {', '.join(TABLES)}")
+        if not (folder / f"{name}.json").exists():
+            return f"{start}(no results yet: `{name}.json`)\n{end}"
+        return start + TABLES[name](common.load(name, folder)) + end
+
+    return BLOCK.sub(table, text)
+
+
+def main(options: TableOptions) -> None:
+    """Rewrites the file, or says whether it is up to date."""
+    text = options.readme.read_text()
+    new = rendered(text)
+    if options.check and new != text:
+        raise SystemExit(f"{options.readme} is not what experiments/results give: run python -m experiments.tables")
+    if not options.check:
+        options.readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(TableOptions, description=__doc__))

@@ -1,0 +1,254 @@
+"""Penalty x groups -> an operator on a whole tree of parameters.
+
+    u = argmin_u  1/2 |u - w|^2 + t sum_leaves P(|u_g|)
+
+The operator maps trees, not leaves, so that ranking all layers together is the same code as ranking each by itself. It
+touches the leaves that ``where`` selects and hands the others through as they are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rvsm_jax.groups import Groups, weights
+from rvsm_jax.penalties import Penalty
+from rvsm_jax.precision import at_least_float32
+from rvsm_jax.sharded import placed_like, whole
+
+Where = Callable[[str, Any], bool]
+NOT_KERNELS = frozenset({"bias", "scale", "embedding"})
+
+
+def kernels(path: str, leaf: Any) -> bool:
+    """True for convolution and dense kernels: rank >= 2, and not named bias, scale or embedding.
+
+    Args:
+      path: the leaf's path, such as ``"conv1/kernel"``.
+      leaf: the leaf.
+
+    Returns:
+      Whether it is a kernel.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rvsm_jax.proximal import kernels
+      >>> kernels("conv1/kernel", jnp.ones((5, 5, 1, 20))), kernels("conv1/bias", jnp.ones(20))
+      (True, False)
+    """
+    return getattr(leaf, "ndim", 0) >= 2 and not NOT_KERNELS.intersection(path.split("/")[-2:])
+
+
+def convolutions(path: str, leaf: Any) -> bool:
+    """True for convolution kernels alone: what the published runs of RVSM and RGSM make sparse.
+
+    Args:
+      path: the leaf's path.
+      leaf: the leaf.
+
+    Returns:
+      Whether it is a kernel of rank >= 3.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rvsm_jax.proximal import convolutions
+      >>> convolutions("conv1/kernel", jnp.ones((5, 5, 1, 20))), convolutions("dense1/kernel", jnp.ones((8, 2)))
+      (True, False)
+    """
+    return kernels(path, leaf) and leaf.ndim >= 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximalOperator:
+    """u = argmin_u 1/2 |u - w|^2 + t P(u) on a tree of parameters; made by ``proximal_operator``."""
+
+    penalty: Penalty
+    groups: Groups
+    where: Where
+    joint: bool
+
+    def __call__(self, params: chex.ArrayTree, strength: float | jax.Array) -> chex.ArrayTree:
+        """Maps params to their proximal point at the given strength t >= 0."""
+        require_strength("strength", strength)
+        return _on_selected(functools.partial(_prox, self, strength), params, self.where)
+
+    def value(self, params: chex.ArrayTree) -> jax.Array:
+        """P(params): the sum of the penalty over the selected leaves."""
+        chosen, _, leaves = selected(params, self.where)
+        return _value(self, [leaves[i] for i in chosen])
+
+    def gradient(self, params: chex.ArrayTree) -> chex.ArrayTree:
+        """A gradient of P at params, zero on the leaves not selected; 0 at a group of norm zero."""
+        found = self.gradient_on_selected(params)
+        return jax.tree.map(lambda w, g: jnp.zeros_like(w) if g is None else g, params, found)
+
+    def gradient_on_selected(self, params: chex.ArrayTree) -> chex.ArrayTree:
+        """A gradient of P at params, None on the leaves not selected; 0 at a group of norm zero."""
+        chosen, _, leaves = selected(params, self.where)
+        found = dict(zip(chosen, _gradient(self, [leaves[i] for i in chosen]), strict=True))
+        return jax.tree.unflatten(jax.tree.structure(params), [found.get(i) for i in range(len(leaves))])
+
+
+def proximal_operator(
+    penalty: Penalty, groups: Groups = weights, where: Where = kernels, *, joint: bool = False
+) -> ProximalOperator:
+    """u = argmin_u 1/2 |u - w|^2 + t sum_g rho(|u_g|): the sparse copy u of the weights w.
+
+    Args:
+      penalty: what shrinks.
+      groups: what a group is; groups of one leaf must not overlap.
+      where: ``where(path, leaf) -> bool`` selects leaves; default: convolution and dense kernels.
+      joint: hand the penalty the groups of all leaves at once, so that ``top_k`` ranks the whole network.
+
+    Returns:
+      A pure, jitted function ``(params, strength) -> params`` on any tree of arrays. Its ``value(params)`` is the
+      penalty and its ``gradient(params)`` the penalty's gradient. Leaves keep their dtypes.
+
+    Raises:
+      TypeError: penalty is not a Penalty, groups or where not a function; when used: a selected leaf not of floats.
+      ValueError: when used: a strength that is negative or NaN (if it is not traced), a ``where`` that selects
+        nothing, a leaf without a group's axis.
+
+    References:
+      Dinh and Xin, arXiv:1812.05719, Algorithm 1 (the update of u).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import rvsm_jax
+      >>> prox = rvsm_jax.proximal_operator(rvsm_jax.l1())
+      >>> print(prox({"kernel": jnp.array([[2.0, -0.5]]), "bias": jnp.array([0.1])}, 1.0))
+      {'bias': Array([0.1], dtype=float32), 'kernel': Array([[1., 0.]], dtype=float32)}
+    """
+    if not isinstance(penalty, Penalty):
+        raise TypeError(f"penalty must be a Penalty such as l0() or l1(), got {penalty!r}")
+    require_function("groups", groups)
+    require_function("where", where)
+    return ProximalOperator(penalty, groups, where, joint)
+
+
+def selected(params: chex.ArrayTree, where: Where) -> tuple[list[int], list[str], list[Any]]:
+    """Which leaves of a tree ``where`` selects.
+
+    Args:
+      params: a tree of arrays.
+      where: ``where(path, leaf) -> bool``.
+
+    Returns:
+      The places of the selected leaves, the paths of all leaves, and all leaves.
+
+    Raises:
+      ValueError: if there are leaves, and none of them is selected.
+      TypeError: if a selected leaf is not an array of floats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rvsm_jax.proximal import kernels, selected
+      >>> selected({"bias": jnp.ones(2), "kernel": jnp.ones((3, 2))}, kernels)[:2]
+      ([1], ['bias', 'kernel'])
+    """
+    with_paths = jax.tree_util.tree_leaves_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+    leaves = [leaf for _, leaf in with_paths]
+    chosen = [i for i, leaf in enumerate(leaves) if where(paths[i], leaf)]
+    if leaves and not chosen:
+        raise ValueError(f"where must select at least one leaf, it selects none of {paths}")
+    for i in chosen:
+        kind = getattr(leaves[i], "dtype", type(leaves[i]))
+        if not jnp.issubdtype(kind, jnp.floating):
+            raise TypeError(f"where must select arrays of floats, it selects {paths[i]!r} of dtype {kind}")
+    return chosen, paths, leaves
+
+
+def require_strength(name: str, value: Any, *, positive: bool = False) -> None:
+    """Refuses a strength that is not one number >= 0 (> 0 if positive); a traced one cannot be looked at.
+
+    Args:
+      name: what the strength is called, for the error.
+      value: the strength.
+      positive: whether 0 is refused too.
+
+    Raises:
+      TypeError: if value is not one real number.
+      ValueError: if it is negative or NaN, or 0 where it must be positive.
+
+    Example:
+      >>> from rvsm_jax.proximal import require_strength
+      >>> require_strength("beta", 0.0, positive=True)
+      Traceback (most recent call last):
+        ...
+      ValueError: beta must be positive, got 0.0
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+    if not number or np.ndim(value) != 0 or not np.isrealobj(value):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not (value > 0 if positive else value >= 0):
+        raise ValueError(f"{name} must be {'positive' if positive else 'non-negative'}, got {value}")
+
+
+def require_function(name: str, value: Any) -> None:
+    """Refuses what cannot be called.
+
+    Args:
+      name: what the function is called, for the error.
+      value: the function.
+
+    Raises:
+      TypeError: if it is not one.
+
+    Example:
+      >>> from rvsm_jax.proximal import require_function
+      >>> require_function("where", "conv")
+      Traceback (most recent call last):
+        ...
+      TypeError: where must be a function, got 'conv'
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {value!r}")
+
+
+def _on_selected(f, params, where):
+    chosen, _, leaves = selected(params, where)
+    for i, leaf in zip(chosen, f([leaves[i] for i in chosen]), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prox(operator, strength, leaves):
+    pairs = [operator.groups(x) for x in leaves]
+    magnitudes = [m for m, _ in pairs]
+    if operator.joint:
+        magnitudes = _split(operator.penalty.prox(_join(magnitudes), strength), magnitudes)
+    else:
+        magnitudes = [operator.penalty.prox(m, strength) for m in magnitudes]
+    return [rebuild(z) for (_, rebuild), z in zip(pairs, magnitudes, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value(operator, leaves):
+    magnitudes = [operator.groups(x)[0] for x in leaves]
+    parts = [_join(magnitudes)] if operator.joint and magnitudes else magnitudes
+    values = [operator.penalty.value(m) for m in parts]
+    dtype = at_least_float32(*(v.dtype for v in values))
+    return sum((v.astype(dtype) for v in values), start=jnp.zeros((), dtype))
+
+
+_gradient = jax.jit(jax.grad(_value, argnums=1), static_argnums=0)
+
+
+def _join(magnitudes):
+    dtype = at_least_float32(*(m.dtype for m in magnitudes))
+    return jnp.concatenate([whole(m).ravel().astype(dtype) for m in magnitudes])
+
+
+def _split(joined, like):
+    ends = np.cumsum([m.size for m in like])[:-1]
+    parts = zip(jnp.split(joined, ends), like, strict=True)
+    return [placed_like(z.reshape(m.shape).astype(m.dtype), m) for z, m in parts]

@@ -1,0 +1,218 @@
+"""One training step, as a pure function of an explicit state: ``step(state, images, labels) -> (state, metrics)``.
+
+::
+
+    g = grad_w mean_b loss(forward(w, perturb(preprocess(augment(images_b)))), labels_b) + weight_decay w
+    updates, opt_state = tx.update(g, opt_state, w)
+    w = w + updates
+
+Shapes: a batch of B images ``[B, H, W, C]``, its labels int32 ``[B]``, logits ``[B, K]`` over K classes.
+The parameters may be any tree of floating-point arrays: a dict, an ``nnx.State``, an Equinox module's arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+Forward = Callable[[PyTree, PyTree, jax.Array, jax.Array, bool], tuple[jax.Array, PyTree]]
+Perturb = Callable[[Callable[[jax.Array], jax.Array], jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that the next step needs.
+
+    Attributes:
+      step: int32 ``[]``, the number of steps made.
+      params: the weights w.
+      model_state: what the model keeps beside them, such as running statistics; ``{}`` if nothing.
+      opt_state: the optimiser's.
+      key: random key, the same for the whole run; step t draws from ``fold_in(key, t)``.
+    """
+
+    step: jax.Array
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
+    key: jax.Array
+
+
+def init_state(params: PyTree, model_state: PyTree, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step, in buffers of its own, so that it may be donated while the arguments live on.
+
+    Raises:
+      TypeError: if a parameter is not an array of floating-point numbers.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            seen = f"{type(leaf).__name__} of {dtype}"
+            raise TypeError(f"parameters must be floating-point arrays; {leaf_name(path)!r} is {seen}")
+    state = TrainState(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), key)
+    return jax.tree.map(jnp.copy, jax.tree.map(jnp.asarray, state))
+
+
+def leaf_name(path: Any) -> str:
+    """``a/b/c`` for the path of a leaf in any kind of tree."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def kernels(params: PyTree) -> PyTree:
+    """True where a leaf is a kernel, an array of rank 2 or more, and not a bias or a scale.
+
+    >>> kernels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+    """Integer images divided by 255, in float32; floating-point ones as they are."""
+    return images.astype(jnp.float32) / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
+
+
+def norm(tree: PyTree) -> jax.Array:
+    """Euclidean norm of all leaves together, float32 ``[]``."""
+    squares = [jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """``-(1 - a) log p_y - a mean_k log p_k`` of every example, a = ``label_smoothing``.
+
+    Args:
+      logits: ``[B, K]``.
+      labels: int32 ``[B]``.
+      label_smoothing: the a above.
+
+    Returns:
+      ``[B]`` in float32, or in float64 if the logits are.
+
+    >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([1]), 0.1).round(4)
+    Array([0.6931], dtype=float32)
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) if jnp.finfo(logits.dtype).bits < 32 else logits)
+    chosen = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    return -(1 - label_smoothing) * chosen - (label_smoothing * log_p.mean(-1) if label_smoothing else 0.0)
+
+
+def make_gradient(
+    forward: Forward,
+    *,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    preprocess: Callable[[jax.Array], jax.Array] | None = None,
+    perturb: Perturb | None = None,
+    weight_decay: float = 0.0,
+    decay_mask: Callable[[PyTree], PyTree] = kernels,
+    label_smoothing: float = 0.0,
+    compute_dtype: jax.typing.DTypeLike | None = None,
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[PyTree, PyTree, dict[str, jax.Array]]]:
+    """Gradient of the mean cross-entropy plus ``weight_decay w``; the options are those of `make_step`.
+
+    Returns:
+      ``gradient(state, images, labels) -> (gradients, new model_state, metrics)``.
+
+    Raises:
+      ValueError: if ``weight_decay`` is negative or ``label_smoothing`` not in [0, 1).
+    """
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+
+    def apply(params, model_state, images, key, train):
+        logits, new = forward(cast(params, compute_dtype), model_state, cast(images, compute_dtype), key, train)
+        return logits, _like(new, model_state)
+
+    def gradient(state, images, labels):
+        augmenting, perturbing, running = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        images, labels = images if augment is None else augment(augmenting, images), labels.astype(jnp.int32)
+        images = (preprocess or to_unit)(images)
+        if perturb is not None:
+            attack_key, model_key = jax.random.split(perturbing)
+            images = jax.lax.stop_gradient(
+                perturb(
+                    lambda x: apply(state.params, state.model_state, x, model_key, False)[0], images, labels, attack_key
+                )
+            )
+
+        def loss(params):
+            logits, model_state = apply(params, state.model_state, images, running, True)
+            return cross_entropy(logits, labels, label_smoothing).mean(), (logits, model_state)
+
+        (value, (logits, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        if weight_decay:
+            decay = decay_mask(state.params)
+            grads = jax.tree.map(lambda g, w, on: g + weight_decay * w if on else g, grads, state.params, decay)
+        accuracy = (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
+        metrics = {"loss": value, "accuracy": accuracy, "gradient_norm": norm(grads)}
+        return grads, model_state, {k: m.astype(jnp.float32) for k, m in metrics.items()}
+
+    return gradient
+
+
+def make_step(
+    forward: Forward, tx: optax.GradientTransformation, **options: Any
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the step: a pure function, to be jitted with its state donated, scanned or vmapped.
+
+    Args:
+      forward: ``(params, model_state, images, key, train) -> (logits, new model_state)``, pure; train is a bool.
+      tx: any chain. Links that want them get the parameters, ``value`` (the loss) and ``grad``.
+      **options: all optional.
+        augment: ``(key, images) -> images`` as they come, uint8 say; in training only.
+        preprocess: ``images -> floats``, what ``forward`` takes; default: to [0, 1].
+        perturb: ``(images -> logits, images, labels, key) -> images``, an adversary inside the step. It sees what
+          ``preprocess`` returns, and a model in evaluation mode with one draw of its noise. For attacks in units of
+          pixels, keep the default ``preprocess`` and normalise in ``forward``.
+        weight_decay: coupled L2, ``weight_decay w`` added to the gradient ahead of ``tx``; decoupled decay is a link
+          of ``tx`` instead, such as ``optax.add_decayed_weights`` behind the optimiser.
+        decay_mask: ``params -> tree of bools``, where the decay acts; default: kernels, arrays of rank 2 or more.
+        label_smoothing: share of the target spread evenly over the classes.
+        compute_dtype: such as ``jnp.bfloat16``, of weights and images in ``forward``. The weights that are trained,
+          the model's state and the loss keep theirs.
+
+    Returns:
+      ``step(state, images, labels) -> (state, metrics)``; metrics are float32 ``[]``: ``loss``, ``accuracy`` on this
+      batch as it was trained on, and ``gradient_norm``.
+
+    Raises:
+      ValueError: if ``weight_decay`` is negative or ``label_smoothing`` not in [0, 1).
+
+    >>> forward = lambda w, state, images, key, train: (images.reshape(len(images), -1) @ w["kernel"], state)
+    >>> state = init_state({"kernel": jnp.zeros((4, 2))}, {}, optax.sgd(1.0), jax.random.key(0))
+    >>> images, labels = jnp.full((3, 2, 2, 1), 255, jnp.uint8), jnp.array([0, 0, 1])
+    >>> state, metrics = jax.jit(make_step(forward, optax.sgd(1.0)))(state, images, labels)
+    >>> metrics["loss"].round(4), state.step, state.params["kernel"][0].round(2)
+    (Array(0.6931, dtype=float32), Array(1, dtype=int32), Array([ 0.17, -0.17], dtype=float32))
+    """
+    gradient, tx = make_gradient(forward, **options), optax.with_extra_args_support(tx)
+
+    def step(state, images, labels):
+        grads, model_state, metrics = gradient(state, images, labels)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=metrics["loss"], grad=grads)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, model_state, _like(opt_state, state.opt_state), state.key)
+        return new, metrics
+
+    return step
+
+
+def cast(tree: PyTree, dtype: jax.typing.DTypeLike | None) -> PyTree:
+    """Floating-point leaves in ``dtype``, the others and, if it is None, all of them as they are."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
+def _like(new: PyTree, old: PyTree) -> PyTree:
+    """``new`` in the dtypes of ``old``, never weakly typed, so that a state keeps its type from step to step."""
+
+    def like(leaf, template):
+        keep = jnp.issubdtype(template.dtype, jax.dtypes.extended)
+        return leaf if keep else jax.lax.convert_element_type(leaf, template.dtype)
+
+    return jax.tree.map(like, new, old)

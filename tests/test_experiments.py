@@ -1,0 +1,105 @@
+"""Every experiment runs, in its quick form, and leaves a results file that says what it found."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import rvsm_jax
+from experiments import (
+    bench_splitting,
+    common,
+    lambda_path,
+    quickstart,
+    rvsm_lenet,
+    rvsm_resnet18,
+    sparse,
+    timing,
+)
+from rvsm_jax import models
+
+
+def result(folder, name):
+    return json.loads((folder / f"{name}-quick.json").read_text())
+
+
+def test_quickstart(tmp_path, capsys):
+    quickstart.main(common.Options(quick=True, out=tmp_path))
+    rows = {row["name"]: row for row in result(tmp_path, "quickstart")["table"]}
+    assert list(rows) == list(quickstart.SETTINGS)
+    assert rows["dense"]["zeros"]["mean"] == 0 and rows["transformed l1"]["zeros"]["mean"] > 20
+    assert (tmp_path / "quickstart-quick.png").stat().st_size > 5000
+    assert "transformed l1" in capsys.readouterr().out
+
+
+def test_rvsm_lenet(tmp_path, real_data_dir):
+    options = rvsm_lenet.LeNetOptions(
+        quick=True, out=tmp_path, data_dir=real_data_dir, network="lenet_300_100", settings=("dense", "l1")
+    )
+    rvsm_lenet.main(options)
+    found = result(tmp_path, "rvsm_lenet-lenet_300_100")
+    assert [row["name"] for row in found["table"]] == ["dense", "l1"]
+    assert found["table"][0]["accuracy"]["mean"] > 60
+    with pytest.raises(SystemExit, match="unknown settings \\['l7'\\]; lenet_300_100 has 'dense', 'l0', 'l1'"):
+        rvsm_lenet.main(rvsm_lenet.LeNetOptions(quick=True, out=tmp_path, data_dir=real_data_dir, settings=("l7",)))
+
+
+@pytest.mark.parametrize("options", [{"protocol": "fast"}, {"protocol": "published", "as_released": True}])
+def test_rvsm_resnet18(tmp_path, real_data_dir, options):
+    options = rvsm_resnet18.ResNetOptions(quick=True, out=tmp_path, data_dir=real_data_dir, **options)
+    rvsm_resnet18.main(options)
+    (path,) = tmp_path.glob("*.json")
+    found = json.loads(path.read_text())
+    assert found["label"] == "quick look" and len(found["rows"]) == 2
+    assert {"dense", "sparse", "zeros", "loss"} == set(found["table"])
+
+
+def test_lambda_path(tmp_path):
+    lambda_path.main(lambda_path.PathOptions(quick=True, out=tmp_path))
+    rows = result(tmp_path, "lambda_path")["rows"]
+    assert len(rows) == 24
+    for beta in lambda_path.BETAS:
+        zeros = [row["zeros"] for row in rows if row["beta"] == beta]
+        assert zeros[-1] > zeros[0]
+
+
+def test_a_lane_of_the_path_is_a_run_of_its_own():
+    network = models.lenet_300_100(jax.random.key(0), image_shape=(8, 8, 1))
+    images = jax.random.randint(jax.random.key(1), (32, 8, 8, 1), 0, 256).astype("uint8")
+    labels = jax.random.randint(jax.random.key(2), (32,), 0, 10)
+    init, step = lambda_path.make_lane(network.forward, rvsm_jax.l1(), optax.sgd(0.1, momentum=0.9))
+    many_init, many_step = lambda_path.vmapped(init, step)
+    lam, beta = np.float32([1e-4, 1e-3]), np.float32([0.1, 0.2])
+    start = network.params, network.state, jax.random.key(3)
+    together = many_init(*start, lam, beta)
+    for _ in range(5):
+        together, _ = many_step(together, lam, beta, images, labels)
+    for lane in range(2):
+        alone = init(*start, lam[lane], beta[lane])
+        for _ in range(5):
+            alone, _ = step(alone, lam[lane], beta[lane], images, labels)
+        expected = jax.tree.map(lambda x, lane=lane: x[lane], together.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, alone.params)
+
+
+def test_fine_tuning_keeps_the_support():
+    network = models.lenet_300_100(jax.random.key(0), image_shape=(8, 8, 1))
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (256, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 256).astype(np.int32)
+    protocol = sparse.Protocol(epochs=2, batch_size=32, fine_tune_epochs=1)
+    row, _ = sparse.run(network, sparse.Setting("l1", 0.02, 0.5), protocol, data, data, 0, progress=False)
+    assert row["nonzeros"] < 0.9 * row["weights"] and 0 <= row["fine_tuned"] <= 100
+
+
+def test_bench_splitting(tmp_path):
+    bench_splitting.main(bench_splitting.BenchOptions(quick=True, out=tmp_path, rounds=3))
+    found = result(tmp_path, "bench_splitting")
+    assert len(found["steps"]) == 6 and found["path"]["lanes"] == 4
+
+
+def test_interleaved_calls_take_turns():
+    order = []
+    timing.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warm_up=1)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
