@@ -1,7 +1,8 @@
 """Simulated walks against the exact recursion, and every way of running them against every other.
 
 Monte Carlo means may lie 4.5 standard errors from the exact value; a normal variable does so with probability 6.8e-6,
-so that the roughly 150 comparisons here raise a false alarm once in a thousand choices of keys.
+so that the roughly 500 comparisons here raise a false alarm three times in a thousand choices of keys. Most of the time
+goes into compiling, once for each walk, number of walkers and of trajectories: tests share them where they can.
 """
 
 import pathlib
@@ -9,8 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
-import time
 
 import jax
 import numpy as np
@@ -18,11 +17,13 @@ import pytest
 from jax.sharding import Mesh
 
 import serw
-from serw import Walk, constant, constant_escape, exact, linear, no_escape, power, random_escape, simulate, simulation
+from serw import Walk, constant, constant_escape, exact, linear, power, random_escape, simulate, simulation, statistics
 
 TIMES = np.array([1, 4, 17, 60, 200])
 ROOT = pathlib.Path(__file__).parents[1]
 SIGMAS = 4.5
+OK = Walk(1, linear(1.0))
+PATIENCE = 900  # seconds, for processes that import and compile on a busy machine
 
 
 def off_by(found, exact_values):
@@ -49,8 +50,26 @@ def test_both_methods_follow_the_recursion(walk, method):
     found = simulate(jax.random.key(1), walk, walkers=200_000, times=TIMES, method=method, progress=False)
     assert off_by(found.moments.second, exact.msd(walk, TIMES[-1])[TIMES - 1]) < SIGMAS
     assert np.abs(found.moments.coordinate.mean / found.moments.coordinate.sem).max() < SIGMAS
-    share = found.moments.coordinate_second
-    assert np.abs((share.mean.sum(1) - found.msd) / found.msd).max() < 1e-12
+    share = found.moments.coordinate_second.mean
+    assert np.abs((share.sum(1) - found.msd) / found.msd).max() < 1e-12
+    for n, seen in zip(TIMES, found.run_lengths.mean, strict=True):
+        law = run_length_law(walk, n)
+        assert (np.abs(seen - law) < SIGMAS * np.sqrt(law / 200_000) + 6 / 200_000).all()  # six more for rare ones
+    bins, places = found.histogram.mean, 2 * statistics.EDGES  # x_1 = 2 x_1 / sqrt(4) is the left edge of a bin
+    np.testing.assert_allclose(bins.sum(1), 1, rtol=1e-12)
+    assert bins[1, 1:] @ places**2 == pytest.approx(share[1, 0], rel=1e-12)
+
+
+def run_length_law(walk, n):
+    """By renewal: length k at time n if it began at n - k + 1 and T >= k; summed over 2^i <= k < 2^(i + 1)."""
+    alive = exact.survival(walk, n + 1)
+    turn = np.zeros(n + 1)
+    turn[1] = 1
+    for m in range(2, n + 1):
+        turn[m] = (alive[: m - 1] - alive[1:m]) @ turn[m - 1 : 0 : -1]
+    length = np.append(turn[n:0:-1] * alive[:n], np.zeros(n))
+    classes = [length[(1 << i) - 1 : (2 << i) - 1].sum() for i in range(int(n).bit_length())]
+    return np.append(classes, np.zeros(statistics.LENGTHS - len(classes)))
 
 
 def test_annealed_reading_is_a_fresh_xi_at_each_step():
@@ -89,31 +108,6 @@ def test_errors_are_the_spread_of_repetitions():
         assert 0.5 < values.std(ddof=1) / stated < 1.6  # the ratio's own deviation is about 1 / sqrt(80)
 
 
-def test_run_lengths_and_histogram():
-    walk = Walk(1, linear(1.0), constant_escape(0.05))
-    alive = exact.survival(walk, 1 << 12)
-    for method in ("events", "steps"):
-        found = simulate(jax.random.key(3), walk, walkers=100_000, times=[7, 3000], method=method)
-        renewal = alive / exact.excursion(walk).mean
-        expected = np.array([renewal[(1 << i) - 1 : (2 << i) - 1].sum() for i in range(6)])
-        seen = found.run_lengths
-        assert np.abs((seen.mean[1, :6] - expected) / seen.sem[1, :6]).max() < SIGMAS
-        np.testing.assert_allclose(found.histogram.mean.sum(1), 1, rtol=1e-12)
-        np.testing.assert_allclose(seen.mean.sum(1), 1, rtol=1e-12)
-        assert abs(found.histogram.mean[1, :33].sum() - 0.5) < 0.02  # symmetric, but for the bin that holds 0
-
-
-def test_trajectories_are_paths():
-    walk = Walk(2, linear(1.0), constant_escape(0.1))
-    for method in ("events", "steps"):
-        found = simulate(
-            jax.random.key(4), walk, walkers=50, times=np.arange(1, 31), method=method, trajectories=3, progress=False
-        )
-        jumps = np.diff(found.trajectories, axis=0, prepend=0)
-        assert found.trajectories.shape == (30, 2, 3)
-        assert (np.abs(jumps).sum(1) == 1).all()
-
-
 def same(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
@@ -124,40 +118,31 @@ def test_chunks_and_devices_change_no_number(method, monkeypatch):
     walk = Walk(2, linear(2.0), constant_escape(1e-3))
     times, key, walkers = [5, 50, 500], jax.random.key(5), 20_001
     whole = simulate(key, walk, walkers=walkers, times=times, method=method, trajectories=4)
-    monkeypatch.setattr(simulation, "FIRST_WORK", 1e6)  # chunks of 50 steps
-    one = simulate(
-        key,
-        walk,
-        walkers=walkers,
-        times=times,
-        method=method,
-        trajectories=4,
-        mesh=Mesh(np.array(jax.devices()[:1]), ("walkers",)),
-        chunk_seconds=1e-9,
-    )
+    monkeypatch.setattr(simulation, "FIRST_WORK", 1e5)  # chunks of 4, 32, 256, 208 steps, or smaller ones
+    alone = Mesh(np.array(jax.devices()[:1]), ("walkers",))
+    one = simulate(key, walk, walkers=walkers, times=times, method=method, trajectories=4, mesh=alone)
     same(whole[3:7], one[3:7])
-    first = simulate(key, walk, walkers=walkers, times=[3, 7, 77], method=method)
-    rest = simulate(None, walk, walkers=walkers, times=[500], method=method, state=first.state, trajectories=4)
+    common = {"walkers": walkers, "method": method, "trajectories": 4}
+    first = simulate(key, walk, times=[3, *range(4, 14), 77], **common)
+    assert (np.abs(np.diff(first.trajectories[:-1], axis=0)).sum(1) == 1).all()  # a path: one axis, one step
+    rest = simulate(None, walk, times=[500], state=first.state, **common)
     assert rest.msd[0] == whole.msd[2]
     np.testing.assert_array_equal(rest.trajectories[0], whole.trajectories[2])
-    again = simulate(None, walk, walkers=walkers, times=[500], method=method, state=first.state)
+    again = simulate(None, walk, times=[500], state=first.state, **common)
     assert again.msd[0] == rest.msd[0]  # a state can be used twice
 
 
 def test_number_of_walkers_does_not_change_a_walker():
-    walk = Walk(1, linear(1.0))
-    few, many = (simulate(jax.random.key(6), walk, walkers=w, times=[99], trajectories=5) for w in (5, 3000))
+    few, many = (simulate(jax.random.key(6), OK, walkers=w, times=[99], trajectories=3) for w in (3, 3000))
     np.testing.assert_array_equal(few.trajectories, many.trajectories)
 
 
 def test_long_clock_by_events():
-    """1e12 steps, about 100 of them escapes: E|S_n|^2 / n against its limit; and 2^61 steps of a walk that stays."""
+    """1e12 steps, about 100 of them escapes: E|S_n|^2 / n against its limit."""
     walk = Walk(1, linear(100.0), constant_escape(1e-10))
     found = simulate(jax.random.key(7), walk, walkers=512, times=[10**12], progress=False)
     assert found.state.time == 10**12
     assert abs(found.msd[0] / 1e12 - exact.diffusivity(walk)) < SIGMAS * found.sem[0] / 1e12
-    still = simulate(jax.random.key(7), Walk(1, power(2.0)), walkers=8, times=[2**61], trajectories=8)
-    assert np.abs(still.trajectories).max() < 1000
 
 
 def test_long_clock_by_steps():
@@ -177,10 +162,11 @@ def test_long_clock_by_steps():
 
 
 def test_stuck_walkers_stay_on_an_edge():
-    found = simulate(
-        jax.random.key(9), Walk(1, power(3.0)), walkers=2000, times=[10**4, 10**4 + 1, 10**15], trajectories=1
-    )
-    assert found.msd[2] < 50
+    """Up to 2^61 steps, the longest that a clock can tell."""
+    times = [10**4, 10**4 + 1, 10**15, 2**61]
+    found = simulate(jax.random.key(9), Walk(1, power(3.0)), walkers=2000, times=times, trajectories=8)
+    assert (found.msd[2:] < 50).all()
+    assert np.abs(found.trajectories).max() < 1000
     assert found.run_lengths.mean[2, 40:].sum() > 0.9
 
 
@@ -193,61 +179,65 @@ from serw import Walk, linear, constant_escape, simulate
 if __name__ == "__main__":
     walk = Walk(1, linear(1.0), constant_escape(1e-2))
     found = simulate(jax.random.key(3), walk, walkers={walkers}, times={times}, method="{method}",
-                     checkpoint={checkpoint!r}, chunk_seconds={seconds}, progress=False)
+                     checkpoint={checkpoint!r}, progress=False)
     print(jax.process_index(), [v.hex() for v in found.msd], [v.hex() for v in found.moments.kurtosis.sem])
 """
 
 
 def launch(**options):
-    filled = {"devices": 1, "before": "", "checkpoint": None, "seconds": 5.0, "method": "events"} | options
-    code = textwrap.dedent(CALL).format(**filled)
+    filled = {"devices": 1, "before": "", "checkpoint": None, "method": "events"} | options
+    code = CALL.format(**filled)
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
+DIE_WRITING = """
+import os, signal
+from serw import simulation
+simulation.FIRST_WORK = 3e5  # a first chunk of 100 steps
+replace, files = os.replace, []
+def dying(*paths):
+    files.append(paths)
+    if len(files) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+os.replace = dying
+"""
+
+
 def test_killed_run_resumes_from_its_last_chunk(tmp_path):
-    path = tmp_path / "run.npz"
-    common = {"walkers": 3000, "times": [10, 1000, 4000, 3_000_000], "seconds": 0.5}
-    first = launch(checkpoint=str(path), **common)
-    end = time.time() + 100
-    while not path.exists() and first.poll() is None and time.time() < end:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    assert first.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    """It dies while it writes its third chunk, on one device; it goes on from the second one, on eight."""
+    path, walkers, times = tmp_path / "run.npz", 3000, [10, 1000, 4000, 20_000]
+    first = launch(checkpoint=str(path), before=DIE_WRITING, walkers=walkers, times=times)
+    _, errors = first.communicate(timeout=PATIENCE)
+    assert first.returncode == -signal.SIGKILL, errors
     with np.load(path) as file:
         reached = int(file["0.0"])
-    assert 0 < reached < 3_000_000
-    walk = Walk(1, linear(1.0), constant_escape(1e-2))
+    assert 100 < reached < times[-1]
+    walk, key = Walk(1, linear(1.0), constant_escape(1e-2)), jax.random.key(3)
     with pytest.raises(ValueError, match="belongs to another run"):
-        simulate(jax.random.key(4), walk, walkers=3000, times=common["times"], checkpoint=path)
-    key = jax.random.key(3)
-    short = [10, 1000, 4000]
-    resumed = simulate(key, walk, walkers=3000, times=common["times"], checkpoint=path, progress=False)
-    whole = simulate(key, walk, walkers=3000, times=short, progress=False)
-    assert resumed.msd[:3].tolist() == whole.msd[:3].tolist()
-    assert resumed.state.time == 3_000_000
-    straight = simulate(key, walk, walkers=3000, times=common["times"], progress=False)
+        simulate(jax.random.key(4), walk, walkers=walkers, times=times, checkpoint=path)
+    resumed = simulate(key, walk, walkers=walkers, times=times, checkpoint=path, progress=False)
+    straight = simulate(key, walk, walkers=walkers, times=times, progress=False)
     same(resumed[3:7], straight[3:7])
+    assert resumed.state.time == times[-1]
 
 
 def test_two_processes_get_the_single_process_answer():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    joined = "jax.distributed.initialize('127.0.0.1:{}', num_processes=2, process_id={})"
-    common = {"walkers": 5000, "times": [10, 1000]}
-    runs = [launch(devices=2, before=joined.format(port, i), **common) for i in range(2)]
-    runs.append(launch(devices=1, **common))
-    outputs = [run.communicate(timeout=150) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0, 0], outputs
+    joined = "jax.distributed.initialize('127.0.0.1:{}', num_processes=2, process_id={}, initialization_timeout={})"
+    common = {"walkers": 3000, "times": [10, 1000]}
+    runs = [launch(devices=2, before=joined.format(port, i, PATIENCE), **common) for i in range(2)]
+    outputs = [run.communicate(timeout=PATIENCE) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
     lines = [out.strip().splitlines()[-1].split(" ", 1) for out, _ in outputs]
-    assert [line[0] for line in lines] == ["0", "1", "0"]
-    assert lines[0][1] == lines[1][1] == lines[2][1]
-
-
-OK = Walk(1, linear(1.0))
+    walk = Walk(1, linear(1.0), constant_escape(1e-2))
+    alone = simulate(jax.random.key(3), walk, progress=False, **common)
+    answer = f"{[v.hex() for v in alone.msd]} {[v.hex() for v in alone.moments.kurtosis.sem]}"
+    assert lines == [["0", answer], ["1", answer]]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +296,7 @@ def test_one_clear_error_before_anything_is_compiled(call, error, message, monke
 
 
 def test_state_of_another_run_is_refused():
-    found = simulate(jax.random.key(0), OK, walkers=3, times=[5])
+    found = simulate(jax.random.key(0), OK, walkers=3, times=[5], trajectories=3)
     with pytest.raises(ValueError, match="state belongs to 3 walkers"):
         simulate(None, OK, walkers=4, times=[9], state=found.state)
     with pytest.raises(ValueError, match="times must lie above 5"):
@@ -314,6 +304,6 @@ def test_state_of_another_run_is_refused():
 
 
 def test_default_times_are_log_spaced():
-    found = simulate(jax.random.key(0), Walk(1, constant(0.0), no_escape()), walkers=10, times=1000)
+    found = simulate(jax.random.key(0), OK, walkers=3, times=1000, trajectories=3)
     assert found.times[0] == 1 and found.times[-1] == 1000
     assert 15 < len(found.times) <= 24
