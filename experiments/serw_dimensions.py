@@ -10,7 +10,7 @@ error): the constant escape gives v - v(0) ~ delta^k with k = 0.9968 +- 0.0010 i
 0.999997 +- 0.000001 in d = 4; the growing one |log delta|^-k with k = 1.9916 +- 0.0007, 3.955 +- 0.003 and
 5.821 +- 0.006, that is const / log^2 delta in d = 2. In d = 1, where v(0) = 0, the local order is 1.128 +- 0.007 in
 |log delta| for the constant escape and 0.198 +- 0.003 for the growing one. Eight simulations lie within 2.2 standard
-errors of the recursion.
+errors of the recursion. The record was made by revision f077f2963b43 with 100,000 walkers, then the default.
 """
 
 import dataclasses

@@ -79,8 +79,8 @@ def simulate(
       walk: the law.
       walkers: how many independent walkers, >= 1.
       times: increasing numbers of steps, from 1 to 2^61; one number stands for 24 times up to it, log-spaced.
-      method: "events", excursion by excursion, or "steps". Both follow the same law; events are faster the longer
-        excursions are.
+      method: "events", excursion by excursion, or "steps". Both follow the same law; the time they take
+        grows with the number of excursions, or of steps.
       trajectories: of how many walkers (at most 1,024) to keep the position at every time.
       state: of an earlier result with the same walk, walkers and method: goes on from there, exactly as if the two runs
         had been one.
