@@ -97,38 +97,49 @@ class Run:
 def path_cost(lanes: int, steps: int, rounds: int) -> dict[str, Any]:
     """A path of strengths of LeNet-300-100 as one vmapped run, over as many runs one after the other.
 
+    The runs take a call a step, as the training loop does on a CPU; scanned, one call, as the path does.
+
     Args:
       lanes: how many strengths.
       steps: how many training steps make a run.
-      rounds: how often both are timed.
+      rounds: how often all are timed.
 
     Returns:
-      A row: the ratio, and the seconds of both.
+      A row: the ratios, and the seconds of all three.
     """
     network = models.lenet_300_100(jax.random.key(0))
     strengths = jnp.geomspace(1e-6, 1e-3, lanes), jnp.full(lanes, 0.1)
     images, labels = batch((28, 28, 1))
-    init, step = make_lane(network.forward, rvsm_jax.l1(), sgd())
-    many_init, many_step = vmapped(init, step)
-    one_init, one_step = jax.jit(init), jax.jit(step, donate_argnums=0)
+    lane = make_lane(network.forward, rvsm_jax.l1(), sgd())
+    many_init, many = vmapped(*lane)
+    one_init, one = jax.jit(lane[0]), jax.jit(lane[1], donate_argnums=0)
     start = network.params, network.state, jax.random.key(0)
 
     def together():
-        state = many_init(*start, *strengths)
-        for _ in range(steps):
-            state, _ = many_step(state, *strengths, images, labels)
-        return state
+        return many(many_init(*start, *strengths), *strengths, images, labels, order(steps))
 
-    def in_turn():
+    def in_turn(calls: int):
+        rows = order(steps // calls)
         for lam, beta in zip(*strengths, strict=True):
             state = one_init(*start, lam, beta)
-            for _ in range(steps):
-                state, _ = one_step(state, lam, beta, images, labels)
+            for _ in range(calls):
+                state, _ = one(state, lam, beta, images, labels, rows)
         return state
 
-    seconds = interleaved({"together": together, "in turn": in_turn}, rounds, warm_up=1)
-    medians = {name.replace(" ", "_") + "_seconds": float(np.median(s)) for name, s in seconds.items()}
-    return {"lanes": lanes, "steps": steps, "time": ratio(seconds, "together", "in turn"), **medians}
+    runs = {"together": together, "in turn": lambda: in_turn(steps), "scanned in turn": lambda: in_turn(1)}
+    seconds = interleaved(runs, rounds, warm_up=1)
+    return {
+        "lanes": lanes,
+        "steps": steps,
+        "time": ratio(seconds, "together", "in turn"),
+        "time_scanned": ratio(seconds, "together", "scanned in turn"),
+        "seconds": {name: float(np.median(s)) for name, s in seconds.items()},
+    }
+
+
+def order(steps: int) -> jax.Array:
+    """The same batch, so many times."""
+    return jnp.tile(jnp.arange(BATCH), (steps, 1))
 
 
 def batch(image_shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array]:
@@ -150,7 +161,8 @@ def main(options: BenchOptions) -> None:
     for row in rows:
         print(f"{row['network']} {row['penalty']}: {_show(row['time'])} x the plain step, memory {row['memory']:.3f} x")
     path = path_cost(4 if options.quick else options.lanes, 10 if options.quick else 100, max(3, rounds // 4))
-    print(f"{path['lanes']} strengths together: {_show(path['time'])} x one after the other")
+    scanned = _show(path["time_scanned"])
+    print(f"{path['lanes']} strengths together: {_show(path['time'])} x one after the other, scanned: {scanned} x")
     saved = common.save("bench_splitting", options, started, batch=BATCH, rounds=rounds, steps=rows, path=path)
     print(f"Numbers in {saved}")
 

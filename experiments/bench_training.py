@@ -21,7 +21,9 @@ import tyro
 from experiments import common
 from experiments.timing import ratio
 from rvsm_jax import models
+from rvsm_jax.models.convolution import NHWC
 from rvsm_jax.models.network import Tree
+from rvsm_jax.models.pooling import max_pool
 
 Step = Callable[[], Any]
 
@@ -31,7 +33,7 @@ class Case(NamedTuple):
 
     Attributes:
       name: as in the table.
-      make: the network from a key; takes ``conv_general_dilated`` if custom is true.
+      make: the network from a key; takes ``convolve_pool`` if custom is true.
       image: (H, W, C).
       batch: images a step.
       custom: whether the network's convolutions are not all XLA's own.
@@ -52,7 +54,7 @@ CASES = (
 )
 
 
-def torch_comparison(cases: Sequence[Case] = CASES, *, turns: int = 15, threads: int | None = None) -> list[dict]:
+def torch_comparison(cases: Sequence[Case] = CASES, *, turns: int = 9, threads: int | None = None) -> list[dict]:
     """Median over turns of t(this package) / t(PyTorch), with quartiles, for each network.
 
     Args:
@@ -98,6 +100,11 @@ def jax_step(network: models.Network, image: Sequence[int], batch: int) -> Step:
     return take
 
 
+def xla_convolve_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's own convolution, then the maximum over 2 x 2."""
+    return max_pool(jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC))
+
+
 def torch_step(case: Case, *, channels_last: bool) -> Step:
     """The same step in eager PyTorch."""
     torch = _torch()
@@ -131,7 +138,7 @@ def _implementations(case: Case) -> dict[str, Step]:
     key = jax.random.key(0)
     steps = {"jax": jax_step(case.make(key), case.image, case.batch)}
     if case.custom:
-        plain = case.make(key, conv_general_dilated=jax.lax.conv_general_dilated)
+        plain = case.make(key, convolve_pool=xla_convolve_pool)
         steps["jax_lax"] = jax_step(plain, case.image, case.batch)
     steps["torch"] = torch_step(case, channels_last=False)
     steps["torch_channels_last"] = torch_step(case, channels_last=True)
@@ -198,7 +205,7 @@ def main(options: common.Options) -> None:
     """Measures, prints the table and saves it; a quick run has smaller batches and fewer turns."""
     started = time.time()
     cases = [case._replace(batch=16) for case in CASES] if options.quick else CASES
-    rows = torch_comparison(cases, turns=4 if options.quick else 15)
+    rows = torch_comparison(cases, turns=3 if options.quick else 9)
     print(table(rows))
     path = common.save("bench_training", options, started, rows=rows, torch=_torch().__version__)
     print(f"saved {path}")

@@ -54,7 +54,10 @@ class PathOptions(common.Options):
 def make_lane(
     forward: train.Forward, penalty: rvsm_jax.Penalty, optimizer: optax.GradientTransformation, **options: Any
 ) -> tuple[Callable, Callable]:
-    """init and step of RVSM at given strengths: what vmap turns into a whole path.
+    """init and epoch of RVSM at given strengths: what vmap turns into a whole path.
+
+    The steps of an epoch are one scan, so that vmap reaches into it: batched step by step, a path would move all its
+    weights through memory at every call.
 
     Args:
       forward: the network.
@@ -63,25 +66,24 @@ def make_lane(
       **options: of ``train.make_step``.
 
     Returns:
-      ``init(params, model_state, key, lam, beta) -> state`` and
-      ``step(state, lam, beta, images, labels) -> (state, metrics)``.
+      ``init(params, model_state, key, lam, beta) -> state`` and ``epoch(state, lam, beta, images, labels, order) ->
+      (state, metrics)``, where a row of ``order`` [steps, batch] chooses a batch.
     """
 
     def init(params, model_state, key, lam, beta):
         return train.init_state(params, model_state, rvsm_jax.rvsm(optimizer, penalty, lam, beta).tx, key)
 
-    def step(state, lam, beta, images, labels):
-        return train.make_step(forward, rvsm_jax.rvsm(optimizer, penalty, lam, beta).tx, **options)(
-            state, images, labels
-        )
+    def epoch(state, lam, beta, images, labels, order):
+        step = train.make_step(forward, rvsm_jax.rvsm(optimizer, penalty, lam, beta).tx, **options)
+        return jax.lax.scan(lambda state, chosen: step(state, images[chosen], labels[chosen]), state, order)
 
-    return init, step
+    return init, epoch
 
 
-def vmapped(init: Callable, step: Callable) -> tuple[Callable, Callable]:
+def vmapped(init: Callable, epoch: Callable) -> tuple[Callable, Callable]:
     """The same for many strengths at once, on shared batches; the states are donated."""
     many_init = jax.jit(jax.vmap(init, in_axes=(None, None, None, 0, 0)))
-    return many_init, jax.jit(jax.vmap(step, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
+    return many_init, jax.jit(jax.vmap(epoch, in_axes=(0, 0, 0, None, None, None)), donate_argnums=0)
 
 
 def main(options: PathOptions) -> None:
@@ -97,11 +99,13 @@ def main(options: PathOptions) -> None:
     batch, epochs = 128, 60 if options.quick else options.epochs
     steps = epochs * (len(training[1]) // batch)
     optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9, nesterov=True)
-    init, step = vmapped(*make_lane(network.forward, penalty, optimizer, preprocess=prepare))
+    init, epoch = vmapped(*make_lane(network.forward, penalty, optimizer, preprocess=prepare))
     lam, beta = jnp.float32(thresholds * betas), jnp.float32(betas)
     state = init(network.params, network.state, jax.random.key(options.seed), lam, beta)
-    for images, labels in _batches(training, batch, epochs, options.seed):
-        state, _ = step(state, lam, beta, images, labels)
+    images, labels = (jnp.asarray(x) for x in training)
+    for number in range(epochs):
+        order = train.shuffle(jax.random.key(options.seed), number, examples=len(labels), batch_size=batch)
+        state, _ = epoch(state, lam, beta, images, labels, order)
     shipped = jax.vmap(rvsm_jax.proximal_operator(penalty))(state.params, lam / beta)
     rows = _measured(network, shipped, held_out, prepare, thresholds, betas)
     path = common.output_path("lambda_path", options, ".png")
@@ -117,14 +121,6 @@ def main(options: PathOptions) -> None:
 def _normalized(images: np.ndarray) -> Callable[[jax.Array], jax.Array]:
     mean, std = data.moments(images)
     return functools.partial(data.normalize, mean=mean, std=std)
-
-
-def _batches(training, batch: int, epochs: int, seed: int):
-    images, labels = (jnp.asarray(x) for x in training)
-    for epoch in range(epochs):
-        order = train.shuffle(jax.random.key(seed), epoch, examples=len(labels), batch_size=batch)
-        for chosen in order:
-            yield images[chosen], labels[chosen]
 
 
 def _measured(network, shipped, held_out, prepare, thresholds, betas) -> list[dict[str, float]]:

@@ -24,9 +24,9 @@ from rvsm_jax import data, models
 
 SETTINGS = {
     DENSE: Setting(DENSE),
-    "l0": Setting("l0", threshold=2e-3, beta=0.1, ramp=0.7),
-    "l1": Setting("l1", threshold=4e-3, beta=0.1),
-    "transformed l1": Setting("transformed_l1", threshold=4e-3, beta=0.1, a=0.5),
+    "l0": Setting("l0", threshold=5e-3, beta=0.1, ramp=0.8, weight_decay=5e-4),
+    "l1": Setting("l1", threshold=2e-3, beta=0.1),
+    "transformed l1": Setting("transformed_l1", threshold=5e-4, beta=0.1),
 }
 NEXT = """[b]Next[/b]
   python -m experiments.rvsm_lenet --quick        LeNet on MNIST, the penalties side by side

@@ -82,9 +82,27 @@ def splitting(results: Results) -> str:
     ]
     path = results["path"]
     lanes = f"{path['lanes']} strengths of LeNet-300-100 as one vmapped run"
-    rows.append((lanes, "l1", f"{quartiles(path['time'])} of {path['lanes']} runs", ""))
+    rows.append((f"{lanes}, over as many runs", "l1", quartiles(path["time"]), ""))
+    rows.append((f"{lanes}, over as many scanned runs", "l1", quartiles(path["time_scanned"]), ""))
     head = ("a step against the plain step", "penalty", "time", "peak memory")
     return markdown(head, rows) + provenance(results, f"medians of {results['rounds']} rounds, quartiles")
+
+
+def training(results: Results) -> str:
+    """A training step against PyTorch's, and against the same network with XLA's own convolution."""
+    rows = []
+    for row in results["rows"]:
+        ms = {name: f"{value['median']:.1f}" for name, value in row["milliseconds"].items()}
+        cells = (
+            ms["jax"],
+            ms.get("jax_lax", "the same"),
+            ms["torch"],
+            ms["torch_channels_last"],
+            quartiles(row["ratio"]),
+        )
+        rows.append((f"{row['network']}, batch {row['batch']}", *cells))
+    head = ("a training step, ms", "rvsm-jax", "with XLA's convolution", "PyTorch", "PyTorch, channels last", "ratio")
+    return markdown(head, rows) + provenance(results, "medians; ratio to PyTorch's better layout, with quartiles")
 
 
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
@@ -94,6 +112,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "rvsm_lenet-lenet5": lenet,
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
+    "bench_training": training,
 }
 
 

@@ -106,7 +106,13 @@ def split(images: np.ndarray, labels: np.ndarray, validation: int, seed: int) ->
 
 
 def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel of ``images / 255``, from uint8 ``[N, H, W, C]``.
+    """Mean and standard deviation of every channel of ``images / 255``, over N, H and W.
+
+    Args:
+      images: uint8 ``[N, H, W, C]``.
+
+    Returns:
+      The means and the standard deviations, C each.
 
     >>> moments(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
     ((0.5,), (0.5,))
@@ -131,7 +137,7 @@ def normalize(images: jax.Array, mean: Levels, std: Levels, dtype: jax.typing.DT
       ``[..., C]`` of ``dtype``.
 
     Raises:
-      ValueError: if a standard deviation is not positive.
+      ValueError: if a standard deviation is not positive, or there are neither one nor C of them, or of the means.
 
     >>> normalize(jnp.array([[0, 255]], jnp.uint8), mean=(0.0, 0.5), std=(1.0, 0.5))
     Array([[0., 1.]], dtype=float32)
@@ -139,6 +145,9 @@ def normalize(images: jax.Array, mean: Levels, std: Levels, dtype: jax.typing.DT
     m, s = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if not (s > 0).all():
         raise ValueError(f"std must be positive, got {std}")
+    for name, levels in (("mean", m), ("std", s)):
+        if levels.shape not in ((), images.shape[-1:]):
+            raise ValueError(f"{name} must be one number or one a channel, {images.shape[-1]}, got {levels.tolist()}")
     m, s = (np.broadcast_to(x, (1,) * (images.ndim - 1) + images.shape[-1:]) for x in (m, s))
     return (images.astype(jnp.float32) * (1 / (255 * s)) - m / s).astype(dtype)
 
@@ -154,9 +163,14 @@ def crop(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
     Returns:
       ``[B, H, W, C]``, same dtype.
 
+    Raises:
+      ValueError: if ``padding`` is negative.
+
     >>> crop(jax.random.key(0), jnp.ones((2, 8, 8, 1), jnp.uint8), padding=2).shape
     (2, 8, 8, 1)
     """
+    if padding < 0:
+        raise ValueError(f"padding must be >= 0, got {padding}")
     shape = images.shape[1:]
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
@@ -164,7 +178,14 @@ def crop(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors each image ``[B, H, W, C]`` left to right with probability one half.
+    """Mirrors every image left to right with probability one half.
+
+    Args:
+      key: random key.
+      images: ``[B, H, W, C]``.
+
+    Returns:
+      ``[B, H, W, C]``, same dtype.
 
     >>> images = jnp.tile(jnp.arange(2), 20).reshape(20, 1, 2, 1)
     >>> sorted(set(flip(jax.random.key(0), images)[:, 0, 0, 0].tolist()))
@@ -175,7 +196,18 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """The usual augmentation of CIFAR: `crop` by four pixels, then `flip`; ``[B, H, W, C]``, any dtype."""
+    """``flip(k2, crop(k1, images))``, k1 and k2 split from ``key``: the usual augmentation of CIFAR.
+
+    Args:
+      key: random key.
+      images: ``[B, H, W, C]``.
+
+    Returns:
+      ``[B, H, W, C]``, same dtype.
+
+    >>> augment(jax.random.key(0), jnp.ones((2, 32, 32, 3), jnp.uint8)).shape
+    (2, 32, 32, 3)
+    """
     cropping, flipping = jax.random.split(key)
     return flip(flipping, crop(cropping, images))
 

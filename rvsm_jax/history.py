@@ -85,6 +85,12 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[s
 
     Raises:
       ValueError: if the history is empty.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plot_history([{"epoch": 1, "zeros": 0.5}, {"epoch": 2, "zeros": 0.9}], os.path.join(folder, "run.png"))
+    ...     os.listdir(folder)
+    ['run.png']
     """
     if not history:
         raise ValueError("cannot plot an empty history")

@@ -211,6 +211,10 @@ def test_normalize_is_its_definition(dtype):
     np.testing.assert_allclose(wanted.mean((0, 1, 2)), 0, atol=1e-12)
     with pytest.raises(ValueError, match="std must be positive"):
         data.normalize(images, 0.5, 0.0)
+    with pytest.raises(ValueError, match=r"mean must be one number or one a channel, 3, got \[0\.5, 0\.25\]"):
+        data.normalize(images, (0.5, 0.25), 1.0)
+    with pytest.raises(ValueError, match=r"std must be one number or one a channel, 3, got \[\[1\.0\]\]"):
+        data.normalize(images, 0.5, [[1.0]])
 
 
 def test_crops_are_all_the_shifts_of_the_padded_image():
@@ -219,6 +223,8 @@ def test_crops_are_all_the_shifts_of_the_padded_image():
     shifts = {padded[i : i + 4, j : j + 4].tobytes() for i in range(3) for j in range(3)}
     crops = jax.jit(lambda key, x: data.crop(key, x, 1))(jax.random.key(0), np.stack([image] * 200))
     assert {np.asarray(c).tobytes() for c in crops} == shifts and crops.dtype == jnp.uint8
+    with pytest.raises(ValueError, match="padding must be >= 0, got -1"):
+        data.crop(jax.random.key(0), image[None], padding=-1)
 
 
 def test_half_of_the_images_are_flipped():

@@ -21,6 +21,13 @@ from experiments import (
 from rvsm_jax import models
 
 
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's schedules rely on it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def result(folder, name):
     return json.loads((folder / f"{name}-quick.json").read_text())
 
@@ -69,17 +76,14 @@ def test_a_lane_of_the_path_is_a_run_of_its_own():
     network = models.lenet_300_100(jax.random.key(0), image_shape=(8, 8, 1))
     images = jax.random.randint(jax.random.key(1), (32, 8, 8, 1), 0, 256).astype("uint8")
     labels = jax.random.randint(jax.random.key(2), (32,), 0, 10)
-    init, step = lambda_path.make_lane(network.forward, rvsm_jax.l1(), optax.sgd(0.1, momentum=0.9))
-    many_init, many_step = lambda_path.vmapped(init, step)
+    init, epoch = lambda_path.make_lane(network.forward, rvsm_jax.l1(), optax.sgd(0.1, momentum=0.9))
+    many_init, many_epochs = lambda_path.vmapped(init, epoch)
     lam, beta = np.float32([1e-4, 1e-3]), np.float32([0.1, 0.2])
     start = network.params, network.state, jax.random.key(3)
-    together = many_init(*start, lam, beta)
-    for _ in range(5):
-        together, _ = many_step(together, lam, beta, images, labels)
+    order = np.arange(32).reshape(4, 8)
+    together, _ = many_epochs(many_init(*start, lam, beta), lam, beta, images, labels, order)
     for lane in range(2):
-        alone = init(*start, lam[lane], beta[lane])
-        for _ in range(5):
-            alone, _ = step(alone, lam[lane], beta[lane], images, labels)
+        alone, _ = epoch(init(*start, lam[lane], beta[lane]), lam[lane], beta[lane], images, labels, order)
         expected = jax.tree.map(lambda x, lane=lane: x[lane], together.params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, alone.params)
 

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rvsm_jax import models
-from rvsm_jax.models.convolution import block_convolution, conv_general_dilated
+from rvsm_jax.models.convolution import block_convolution, conv_general_dilated, convolve_max_pool
 from rvsm_jax.models.normalisation import BatchNorm
 from rvsm_jax.models.pooling import max_pool
 
@@ -267,7 +267,10 @@ def test_several_kernels_at_once_and_forward_mode_equal_lax():
 
 
 def test_lenet5_and_its_input_gradient_do_not_depend_on_the_convolution():
-    plain = models.lenet5(jax.random.key(0), conv_general_dilated=lax.conv_general_dilated)
+    def convolve_pool(x, kernel):
+        return max_pool(reference(x, kernel, (1, 1), "VALID"))
+
+    plain = models.lenet5(jax.random.key(0), convolve_pool=convolve_pool)
     network, x = build("lenet5"), images("lenet5")
 
     def gradients(forward):
@@ -281,6 +284,19 @@ def test_lenet5_and_its_input_gradient_do_not_depend_on_the_convolution():
         gradients(network.forward),
         gradients(plain.forward),
     )
+
+
+@pytest.mark.parametrize(("shape", "window"), [((2, 9, 12, 3), 2), ((2, 12, 11, 3), 3), ((2, 9, 9, 40), 2)])
+def test_pooled_convolution_equals_pooling_after_convolving(shape, window):
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(normal(0, *shape)), jnp.asarray(normal(1, 5, 5, shape[3], 4))
+        ours = functools.partial(convolve_max_pool, window=window)
+        check_gradients(
+            jax.jit(ours), lambda x, k: max_pool(reference(x, k, (1, 1), "VALID"), window), x, kernel, 1e-10
+        )
+        flat = jax.grad(lambda x: convolve_max_pool(x, jnp.ones_like(kernel), window).sum())(jnp.zeros(shape))
+        outputs = convolve_max_pool(x, kernel, window).size
+        np.testing.assert_allclose(flat.sum(), 25 * shape[3] * outputs)  # ties: shares that sum to one
 
 
 def test_max_pool_equals_reduce_window_and_shares_its_gradient_among_ties():

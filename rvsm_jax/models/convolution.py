@@ -18,6 +18,7 @@ faster than XLA's), and is slower than XLA's own for 3x3 kernels, for many chann
 Shapes: B images, H x W pixels, C input and O output channels, k x l kernel; h x w blocks of r x r outputs.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from rvsm_jax.models.pooling import max_pool
 
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
@@ -94,6 +97,35 @@ def conv_general_dilated(
     )
 
 
+def convolve_max_pool(x: jax.Array, kernel: jax.Array, window: int = 2) -> jax.Array:
+    """y[b, i, j, o] = max over p, q < window of (x * kernel)[b, window i + p, window j + q, o], unpadded, stride 1.
+
+    On the CPU backend, for the convolutions of `conv_general_dilated`'s blocks, a pooling window is a block: the
+    maximum is taken over columns of the matrix product and nothing is rearranged. Elsewhere it is `pooling.max_pool`
+    after ``lax``'s convolution. A bias and an increasing activation may follow instead of preceding the maximum.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (k, l, C, O).
+      window: side of the square pooling window.
+
+    Returns:
+      (B, (H - k + 1) // window, (W - l + 1) // window, O). Where a maximum is attained several times its gradient is
+      shared among them.
+
+    >>> convolve_max_pool(jnp.arange(64.0).reshape(1, 8, 8, 1), jnp.ones((5, 5, 1, 1)))[0, :, :, 0].tolist()
+    [[675.0, 725.0], [1075.0, 1125.0]]
+    """
+    if jax.default_backend() != "cpu" or not _suits(x, kernel, "VALID", NHWC):
+        return max_pool(lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC), window)
+    pooled = [(n - k + 1) // window for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)]
+    columns = jnp.split(_product(x, kernel, (1, 1), ((0, 0), (0, 0)), pooled, window), window**2, axis=1)
+    while len(columns) > 1:
+        pairs = itertools.zip_longest(columns[::2], columns[1::2])
+        columns = [a if b is None else jnp.maximum(a, b) for a, b in pairs]
+    return columns[0].reshape(x.shape[0], *pooled, kernel.shape[3])
+
+
 def block_convolution(
     x: jax.Array,
     kernel: jax.Array,
@@ -101,8 +133,7 @@ def block_convolution(
     pads: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
     *,
     block: int | None = None,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    **precision: Any,
 ) -> jax.Array:
     """A convolution as tiles (B h w, t t C) @ shifted kernels (t t C, r r O).
 
@@ -112,32 +143,38 @@ def block_convolution(
       strides: two strides.
       pads: (low, high) zeros around H and W; negative ones cut.
       block: r, the side of a block of outputs; by default 1 for kernels of one pixel and 2 otherwise.
-      precision: of the matrix product.
-      preferred_element_type: of the matrix product's result.
+      **precision: precision and preferred_element_type of the matrix product.
 
     Returns:
       (B, H', W', O) with H' = (H + low + high - k) // stride + 1.
 
     >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
-    >>> block_convolution(x, jnp.ones((2, 2, 1, 1)), (1, 1), ((0, 0), (0, 0)))[0, :, :, 0].tolist()
+    >>> block_convolution(x, jnp.ones((2, 2, 1, 1)), (1, 1))[0, :, :, 0].tolist()
     [[8.0, 12.0], [20.0, 24.0]]
     """
-    batch, *sizes, _ = x.shape
     windows, features = kernel.shape[:2], kernel.shape[3]
     r = block or (1 if max(windows) == 1 else 2)
-    out = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(sizes, pads, windows, strides, strict=True)]
-    blocks = [-(-n // r) for n in out]
-    sides = [(r - 1) * s + k for k, s in zip(windows, strides, strict=True)]
+    out = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x.shape[1:3], pads, windows, strides, strict=True)]
+    h, w = (-(-n // r) for n in out)
+    y = _product(x, kernel, strides, pads, (h, w), r, **precision)
+    y = y.reshape(-1, h, w, r, r, features).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(-1, r * h, r * w, features)[:, : out[0], : out[1]]
+
+
+def _product(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    blocks: Sequence[int],
+    r: int,
+    **precision: Any,
+) -> jax.Array:
+    """The outputs of h x w blocks, (B h w, r r O)."""
+    sides = [(r - 1) * s + k for k, s in zip(kernel.shape[:2], strides, strict=True)]
     steps = [r * s for s in strides]
-    tiles = _tiles(x, pads, blocks, sides, steps)
-    y = jnp.matmul(
-        tiles,
-        _shifted_kernels(kernel, strides, r, sides, steps),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
-    y = y.reshape(batch, *blocks, r, r, features).transpose(0, 1, 3, 2, 4, 5)
-    return y.reshape(batch, r * blocks[0], r * blocks[1], features)[:, : out[0], : out[1]]
+    shifted = _shifted_kernels(kernel, strides, r, sides, steps)
+    return jnp.matmul(_tiles(x, pads, blocks, sides, steps), shifted, **precision)
 
 
 def _suits(lhs: jax.Array, rhs: jax.Array, padding: str | Sequence[tuple[int, int]], dimension_numbers: Any) -> bool:

@@ -8,16 +8,16 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import variance_scaling
+from jax.nn.initializers import variance_scaling, zeros
 
-from rvsm_jax.models import convolution
+from rvsm_jax.models.convolution import convolve_max_pool
 from rvsm_jax.models.network import Network, functional
-from rvsm_jax.models.pooling import max_pool
 
+ConvolvePool = Callable[[jax.Array, jax.Array], jax.Array]
 xavier = variance_scaling(1.0, "fan_in", "uniform")  # Caffe's: U(-r, r) with r = sqrt(3 / fan_in)
 
 
@@ -45,7 +45,7 @@ def lenet5(
     num_classes: int = 10,
     image_shape: tuple[int, int, int] = (28, 28, 1),
     activation: Callable[[jax.Array], jax.Array] | None = None,
-    conv_general_dilated: Callable[..., jax.Array] = convolution.conv_general_dilated,
+    convolve_pool: ConvolvePool = convolve_max_pool,
 ) -> Network:
     """Convolution 5x5, 20 -> pool -> 5x5, 50 -> pool -> dense 500, relu -> dense: 430,500 weights on 28 x 28 images.
 
@@ -58,7 +58,7 @@ def lenet5(
       image_shape: (H, W, C) of the images.
       activation: applied after each pooling, such as ``jax.nn.relu``; None is Caffe's network. An increasing
         function commutes with the maximum, so this is also the network with activations in front of the pooling.
-      conv_general_dilated: the convolution; ``jax.lax.conv_general_dilated`` for XLA's own.
+      convolve_pool: (images, kernel) to the pooled convolution without its bias.
 
     Returns:
       The network, with layers conv1, conv2, dense1, dense2.
@@ -70,7 +70,7 @@ def lenet5(
     >>> [network.params[name]["kernel"].shape for name in sorted(network.params)]
     [(5, 5, 1, 20), (5, 5, 20, 50), (800, 500), (500, 10)]
     """
-    return functional(LeNet5(num_classes, image_shape, activation, conv_general_dilated, nnx.Rngs(key)))
+    return functional(LeNet5(num_classes, image_shape, activation, convolve_pool, nnx.Rngs(key)))
 
 
 class LeNet300100(nnx.Module):
@@ -90,6 +90,19 @@ class LeNet300100(nnx.Module):
         return self.dense3(x)
 
 
+class PooledConvolution(nnx.Module):
+    """max over 2 x 2 of (x * kernel), then + bias, which a maximum leaves where it is: a quarter of the additions."""
+
+    def __init__(self, inputs: int, outputs: int, convolve_pool: ConvolvePool, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(xavier(rngs.params(), (5, 5, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(zeros(rngs.params(), (outputs,), jnp.float32))
+        self.convolve_pool = convolve_pool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, inputs) to (B, (H - 4) // 2, (W - 4) // 2, outputs)."""
+        return self.convolve_pool(x, self.kernel[...]) + self.bias[...].reshape(1, 1, 1, -1)
+
+
 class LeNet5(nnx.Module):
     """The module of `lenet5`."""
 
@@ -98,7 +111,7 @@ class LeNet5(nnx.Module):
         num_classes: int,
         image_shape: tuple[int, int, int],
         activation: Callable[[jax.Array], jax.Array] | None,
-        conv_general_dilated: Callable[..., jax.Array],
+        convolve_pool: ConvolvePool,
         rngs: nnx.Rngs,
     ):
         height, width, channels = image_shape
@@ -106,9 +119,8 @@ class LeNet5(nnx.Module):
             raise ValueError(f"LeNet-5 needs images of at least 16 x 16 pixels, got {height} x {width}")
         left = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
         self.activation = activation
-        options: Any = dict(padding="VALID", kernel_init=xavier, conv_general_dilated=conv_general_dilated, rngs=rngs)
-        self.conv1 = nnx.Conv(channels, 20, (5, 5), **options)
-        self.conv2 = nnx.Conv(20, 50, (5, 5), **options)
+        self.conv1 = PooledConvolution(channels, 20, convolve_pool, rngs)
+        self.conv2 = PooledConvolution(20, 50, convolve_pool, rngs)
         self.dense1 = nnx.Linear(50 * left[0] * left[1], 500, kernel_init=xavier, rngs=rngs)
         self.dense2 = nnx.Linear(500, num_classes, kernel_init=xavier, rngs=rngs)
 
@@ -116,7 +128,6 @@ class LeNet5(nnx.Module):
         """Images (B, H, W, C) to logits (B, classes)."""
         x = images
         for layer in (self.conv1, self.conv2):
-            x = max_pool(layer(x))
-            x = x if self.activation is None else self.activation(x)
+            x = layer(x) if self.activation is None else self.activation(layer(x))
         x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
         return self.dense2(x)
