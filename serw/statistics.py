@@ -49,7 +49,7 @@ class Moments(NamedTuple):
     Attributes:
       second: [K] E|S_n|^2.
       fourth: [K] E|S_n|^4.
-      kurtosis: [K] E|S_n|^4 / (E|S_n|^2)^2, (d + 2) / d for Brownian motion.
+      kurtosis: [K] E|S_n|^4 / (E|S_n|^2)^2, (d + 2) / d for Brownian motion; NaN where all walkers are at the origin.
       coordinate: [K, d] E x_i.
       coordinate_second: [K, d] E x_i^2.
       coordinate_fourth: [K, d] E x_i^4.
@@ -96,11 +96,12 @@ def moments(sums: Sums, walkers: int) -> Moments:
     r2, r4, r6, r8 = mean[:, :4].T
     x1, x2, x4, x8 = np.moveaxis(mean[:, 4:].reshape(len(mean), 4, -1), 1, 0)
     v2, v4, c24 = r4 - r2**2, r8 - r4**2, r6 - r2 * r4
-    spread = v4 / r2**4 - 4 * r4 * c24 / r2**5 + 4 * r4**2 * v2 / r2**6
+    with np.errstate(divide="ignore", invalid="ignore"):  # few walkers may all stand at the origin
+        kurtosis, spread = r4 / r2**2, v4 / r2**4 - 4 * r4 * c24 / r2**5 + 4 * r4**2 * v2 / r2**6
     return Moments(
         _estimate(r2, v2, walkers),
         _estimate(r4, v4, walkers),
-        _estimate(r4 / r2**2, spread, walkers),
+        _estimate(kurtosis, spread, walkers),
         _estimate(x1, x2 - x1**2, walkers),
         _estimate(x2, x4 - x2**2, walkers),
         _estimate(x4, x8 - x4**2, walkers),
