@@ -5,6 +5,7 @@ on each of them. Shapes: N images ``[N, H, W, C]``, labels int32 ``[N]``, B of t
 """
 
 import functools
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvsm_jax.step import Forward, PyTree, TrainState, cast, cross_entropy, kernels, norm, to_unit
+from rvsm_jax.step import Forward, PyTree, TrainState, cast, cross_entropy, matrices, norm, to_unit
 
 Sparse = Callable[[PyTree, jax.Array], PyTree]  # (w, number of steps made) -> u
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -48,7 +49,18 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, batch_size: int | Non
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a whole copy of every array on every device of the mesh."""
+    """Puts a whole copy of every array on every device of the mesh.
+
+    Args:
+      tree: tree of arrays of any shape.
+      mesh: as of `data_mesh`.
+
+    Returns:
+      The tree, its arrays on the devices.
+
+    >>> replicate(jnp.ones(3), data_mesh()).sharding.is_fully_replicated
+    True
+    """
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
@@ -84,8 +96,9 @@ def make_epoch(
 ) -> Callable[..., tuple[TrainState, dict[str, np.ndarray]]]:
     """Builds ``epoch(state, images, labels, order, count) -> (state, metrics)``, which makes ``count`` steps.
 
-    On an accelerator they are one ``lax.scan``. On the CPU backend, where a convolution inside a scan is several times
-    slower, each is a call of its own, dispatched without waiting for the last. This is the one place that decides.
+    Step t is ``state, metrics[t] = step(state, images[order[t % S]], labels[order[t % S]])``. On an accelerator they
+    are one ``lax.scan``. On the CPU backend, where a convolution inside a scan is several times slower, each is a call
+    of its own, dispatched without waiting for the last. This is the one place that decides.
 
     Args:
       step: from `make_step`, or any function like it.
@@ -93,8 +106,15 @@ def make_epoch(
       scan: whether to scan; default: as the backend has it.
 
     Returns:
-      The function. ``state`` is donated: use the one returned. ``order`` is from `shuffle`, and step t takes its row
-      ``t % S``. The metrics are on the host, ``[count]`` each, fetched once.
+      The function. ``state`` is donated: use the one returned. ``order`` ``[S, B]`` is from `shuffle`; ``count`` is at
+      least 1. The metrics are on the host, ``[count]`` each, fetched once.
+
+    >>> step = lambda state, images, labels: (state._replace(step=state.step + 1), {"loss": images.sum()})
+    >>> state = TrainState(jnp.int32(0), {}, {}, {}, jax.random.key(0))
+    >>> order = shuffle(jax.random.key(0), 0, examples=6, batch_size=2)
+    >>> state, metrics = make_epoch(step)(state, jnp.ones((6, 1)), jnp.zeros(6, jnp.int32), order, 3)
+    >>> int(state.step), metrics["loss"]
+    (3, array([2., 2., 2.], dtype=float32))
     """
     mesh = data_mesh() if mesh is None else mesh
 
@@ -124,6 +144,32 @@ def make_epoch(
         return state, jax.device_get(metrics)
 
     return epoch
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises unless ``value`` is an integer, at least 1: TypeError if it is none, ValueError if it is less."""
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_examples(name: str, images: Any, labels: Any) -> None:
+    """Raises unless there are N >= 1 images ``[N, ...]`` and as many integer labels ``[N]``; looks at no entry."""
+    for array in (images, labels):
+        if not hasattr(array, "dtype"):
+            raise TypeError(f"{name}: images and labels must be arrays, got {type(array).__name__}")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{name}: labels must be integers [N], one an image, got {labels.dtype} {labels.shape}")
+    if labels.ndim != 1 or images.shape[:1] != labels.shape or not labels.size:
+        seen = f"images {images.shape} and labels {labels.shape}"
+        raise ValueError(f"{name}: as many images [N, ...] as labels [N] are wanted, N >= 1, got {seen}")
+
+
+def check_labels(name: str, low: int, high: int, classes: int) -> None:
+    """Raises unless all labels, low..high, are among the K = ``classes`` that there are logits for."""
+    if low < 0 or high >= classes:
+        raise ValueError(f"{name}: labels must be in 0..{classes - 1}, one for each logit, got {low}..{high}")
 
 
 def evaluate(
@@ -156,10 +202,16 @@ def evaluate(
     Returns:
       ``{"loss": ..., "accuracy": ...}``, floats.
 
+    Raises:
+      TypeError: if images or labels are not arrays, the labels not integers, or ``batch_size`` is not one.
+      ValueError: if their lengths differ or are 0, a label is out of range, or ``batch_size`` is less than 1.
+
     >>> forward = lambda w, state, images, key, train: (images * w, state)
     >>> evaluate(forward, jnp.ones(()), {}, jnp.eye(3), jnp.array([0, 1, 1]), batch_size=2)["accuracy"]
     0.6666666666666666
     """
+    check_count("batch_size", batch_size)
+    check_examples("evaluate", images, labels)
     mesh = data_mesh() if mesh is None else mesh
     batch = -(-min(batch_size, len(labels)) // mesh.size) * mesh.size
     params, model_state, images, labels, key = replicate(
@@ -172,15 +224,16 @@ def evaluate(
         )
         for start in range(0, len(labels), batch)
     ]  # fmt: skip
-    loss, correct = np.asarray(jax.device_get(totals), np.float64).sum(0)
-    return {"loss": float(loss) / len(labels), "accuracy": float(correct) / len(labels)}
+    losses, correct, low, high, classes = np.asarray(jax.device_get(totals), np.float64).T
+    check_labels("evaluate", int(low.min()), int(high.max()), int(classes[0]))
+    return {"loss": float(losses.sum()) / len(labels), "accuracy": float(correct.sum()) / len(labels)}
 
 
 class Measure:
     """``measure(state) -> (u, record)``: u = sparse(w), how well both do and how far they are apart.
 
     The record has ``w_loss``, ``w_accuracy``, ``u_loss``, ``u_accuracy``, if there is ``validation``, ``zeros``, the
-    share of exact zeros in the kernels of u, and ``distance``, Euclidean |w - u|. Without ``sparse``, u is left out.
+    share of exact zeros in the matrices of u, and ``distance``, Euclidean |w - u|. Without ``sparse``, u is left out.
 
     Args:
       forward: as in `make_step`.
@@ -210,7 +263,7 @@ class Measure:
 
 @jax.jit
 def _gap(w: PyTree, u: PyTree) -> dict[str, jax.Array]:
-    leaves = [leaf for leaf, on in zip(jax.tree.leaves(u), jax.tree.leaves(kernels(u)), strict=True) if on]
+    leaves = [leaf for leaf, on in zip(jax.tree.leaves(u), jax.tree.leaves(matrices(u)), strict=True) if on]
     zeros = sum(((leaf == 0).sum() for leaf in leaves), start=jnp.zeros((), jnp.int32))
     distance = norm(jax.tree.map(jnp.subtract, w, u))
     return {"zeros": zeros / max(1, sum(leaf.size for leaf in leaves)), "distance": distance}
@@ -220,11 +273,11 @@ def _gap(w: PyTree, u: PyTree) -> dict[str, jax.Array]:
 def _evaluate_batch(
     params, model_state, images, labels, key, start, *, forward, preprocess, compute_dtype, batch, mesh
 ):  # fmt: skip
-    """Summed loss and number of right answers over examples start, ..., start + batch - 1, as far as they exist."""
+    """Over examples start, ..., start + batch - 1 that exist: loss, hits, least and greatest label; classes."""
     at = jax.lax.with_sharding_constraint(start + jnp.arange(batch, dtype=jnp.int32), NamedSharding(mesh, P("data")))
     x, y = (jnp.take(array, at, axis=0, mode="clip") for array in (images, labels))
     x, y = cast(preprocess(x), compute_dtype), y.astype(jnp.int32)
     logits, _ = forward(cast(params, compute_dtype), model_state, x, jax.random.fold_in(key, start), False)
     exists = at < len(labels)
     loss = jnp.where(exists, cross_entropy(logits, y), 0).sum()
-    return loss, (exists & (logits.argmax(-1) == y)).sum()
+    return loss, (exists & (logits.argmax(-1) == y)).sum(), y.min(), y.max(), logits.shape[-1]

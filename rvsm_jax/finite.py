@@ -75,7 +75,7 @@ def explain(
 
 
 def nonfinite(tree: PyTree) -> list[str]:
-    """Paths of the leaves whose squares do not have a finite sum, in the order of the tree."""
+    """Paths of the leaves that hold an infinity or a NaN, in the order of the tree."""
     flags = jax.device_get(_flags(tree))
     return [leaf_name(path) for path, flag in jax.tree.leaves_with_path(flags) if flag]
 
@@ -84,6 +84,6 @@ def nonfinite(tree: PyTree) -> list[str]:
 def _flags(tree: PyTree) -> PyTree:
     def flag(leaf):
         inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        return ~jnp.isfinite(jnp.square(jnp.abs(leaf).astype(jnp.float32)).sum()) if inexact else jnp.zeros((), bool)
+        return ~jnp.isfinite(leaf).all() if inexact else jnp.zeros((), bool)
 
     return jax.tree.map(flag, tree)

@@ -10,6 +10,7 @@ Shapes: a batch of B images ``[B, H, W, C]``, its labels int32 ``[B]``, logits `
 The parameters may be any tree of floating-point arrays: a dict, an ``nnx.State``, an Equinox module's arrays.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,10 +42,25 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: PyTree, model_state: PyTree, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step, in buffers of its own, so that it may be donated while the arguments live on.
+    """``TrainState(0, params, model_state, tx.init(params), key)``, the state before the first step.
+
+    Its arrays are copies, so that it may be donated while the arguments live on.
+
+    Args:
+      params: tree of floating-point arrays.
+      model_state: the model's other arrays; ``{}`` if none.
+      tx: any chain.
+      key: random key of the whole run.
+
+    Returns:
+      The state.
 
     Raises:
       TypeError: if a parameter is not an array of floating-point numbers.
+
+    >>> state = init_state({"kernel": jnp.ones((2, 3))}, {}, optax.sgd(0.1), jax.random.key(0))
+    >>> state.step, state.params["kernel"].shape
+    (Array(0, dtype=int32), (2, 3))
     """
     for path, leaf in jax.tree.leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)
@@ -56,28 +72,66 @@ def init_state(params: PyTree, model_state: PyTree, tx: optax.GradientTransforma
 
 
 def leaf_name(path: Any) -> str:
-    """``a/b/c`` for the path of a leaf in any kind of tree."""
+    """``a/b/c`` for the path of a leaf in any kind of tree.
+
+    Args:
+      path: keys as of ``jax.tree.leaves_with_path``.
+
+    Returns:
+      The keys, joined by slashes; ``""`` for a tree that is one leaf.
+
+    >>> [leaf_name(path) for path, _ in jax.tree.leaves_with_path({"a": {"b": [1, 2]}})]
+    ['a/b/0', 'a/b/1']
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def kernels(params: PyTree) -> PyTree:
-    """True where a leaf is a kernel, an array of rank 2 or more, and not a bias or a scale.
+def matrices(params: PyTree) -> PyTree:
+    """``rank >= 2``, leaf by leaf: true of matrices, convolutions included, and not of biases or scales.
 
-    >>> kernels({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    Args:
+      params: tree of arrays.
+
+    Returns:
+      A tree of bools.
+
+    >>> matrices({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
     """
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
 def to_unit(images: jax.Array) -> jax.Array:
-    """Integer images divided by 255, in float32; floating-point ones as they are."""
+    """``images / 255`` in float32 if they are integers; floating-point ones as they are.
+
+    Args:
+      images: ``[B, H, W, C]``, or any other shape.
+
+    Returns:
+      The same shape.
+
+    >>> to_unit(jnp.array([0, 255], jnp.uint8))
+    Array([0., 1.], dtype=float32)
+    """
     return images.astype(jnp.float32) / 255 if jnp.issubdtype(images.dtype, jnp.integer) else images
 
 
 def norm(tree: PyTree) -> jax.Array:
-    """Euclidean norm of all leaves together, float32 ``[]``."""
-    squares = [jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+    """``m sqrt(sum (x / m)^2)`` over all leaves together, m = max |x|: the Euclidean norm, without overflow on the way.
+
+    Args:
+      tree: tree of real arrays.
+
+    Returns:
+      Float32 ``[]``; finite only if all of ``tree`` is.
+
+    >>> norm({"a": jnp.array([3e20, 0.0]), "b": jnp.array(4e20)})
+    Array(5.e+20, dtype=float32)
+    """
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    m = functools.reduce(jnp.maximum, (jnp.abs(x).max(initial=0) for x in leaves), jnp.zeros(()))
+    m = jnp.clip(m, 1e-30, 1e30)  # so that 1 / m, which XLA may multiply by, is a normal number
+    return m * jnp.sqrt(sum((jnp.square(x / m).sum() for x in leaves), start=jnp.zeros(())))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -106,17 +160,33 @@ def make_gradient(
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
     perturb: Perturb | None = None,
     weight_decay: float = 0.0,
-    decay_mask: Callable[[PyTree], PyTree] = kernels,
+    decay_mask: Callable[[PyTree], PyTree] = matrices,
     label_smoothing: float = 0.0,
     compute_dtype: jax.typing.DTypeLike | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[PyTree, PyTree, dict[str, jax.Array]]]:
-    """Gradient of the mean cross-entropy plus ``weight_decay w``; the options are those of `make_step`.
+    """``g = grad_w mean_b cross_entropy(forward(w, images_b), labels_b) + weight_decay w``, the step without ``tx``.
+
+    Args:
+      forward: as in `make_step`.
+      augment: this and all that follow are the options of `make_step`, where they are described.
+      preprocess: likewise.
+      perturb: likewise.
+      weight_decay: likewise.
+      decay_mask: likewise.
+      label_smoothing: likewise.
+      compute_dtype: likewise.
 
     Returns:
-      ``gradient(state, images, labels) -> (gradients, new model_state, metrics)``.
+      ``gradient(state, images, labels) -> (g, new model_state, metrics)``; g is like w, the metrics as in `make_step`.
 
     Raises:
       ValueError: if ``weight_decay`` is negative or ``label_smoothing`` not in [0, 1).
+
+    >>> forward = lambda w, state, images, key, train: (images @ w, state)
+    >>> state = init_state(jnp.zeros((2, 2)), {}, optax.sgd(1.0), jax.random.key(0))
+    >>> make_gradient(forward)(state, jnp.eye(2), jnp.array([0, 1]))[0]
+    Array([[-0.25,  0.25],
+           [ 0.25, -0.25]], dtype=float32)
     """
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
@@ -170,7 +240,7 @@ def make_step(
           pixels, keep the default ``preprocess`` and normalise in ``forward``.
         weight_decay: coupled L2, ``weight_decay w`` added to the gradient ahead of ``tx``; decoupled decay is a link
           of ``tx`` instead, such as ``optax.add_decayed_weights`` behind the optimiser.
-        decay_mask: ``params -> tree of bools``, where the decay acts; default: kernels, arrays of rank 2 or more.
+        decay_mask: ``params -> tree of bools``, where the decay acts; default: `matrices`, arrays of rank 2 or more.
         label_smoothing: share of the target spread evenly over the classes.
         compute_dtype: such as ``jnp.bfloat16``, of weights and images in ``forward``. The weights that are trained,
           the model's state and the loss keep theirs.
@@ -202,7 +272,18 @@ def make_step(
 
 
 def cast(tree: PyTree, dtype: jax.typing.DTypeLike | None) -> PyTree:
-    """Floating-point leaves in ``dtype``, the others and, if it is None, all of them as they are."""
+    """Floating-point leaves in ``dtype``, the others and, if it is None, all of them as they are.
+
+    Args:
+      tree: tree of arrays.
+      dtype: such as ``jnp.bfloat16``, or None.
+
+    Returns:
+      A tree like it.
+
+    >>> cast({"mean": jnp.ones(()), "count": jnp.int32(3)}, jnp.bfloat16)
+    {'count': Array(3, dtype=int32), 'mean': Array(1, dtype=bfloat16)}
+    """
     if dtype is None:
         return tree
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)

@@ -25,7 +25,19 @@ import numpy as np
 import optax
 
 from rvsm_jax.checkpoints import CheckpointError, Checkpoints
-from rvsm_jax.epochs import Measure, Sparse, data_mesh, evaluate, make_epoch, replicate, shuffle, take
+from rvsm_jax.epochs import (
+    Measure,
+    Sparse,
+    check_count,
+    check_examples,
+    check_labels,
+    data_mesh,
+    evaluate,
+    make_epoch,
+    replicate,
+    shuffle,
+    take,
+)
 from rvsm_jax.finite import NonFiniteLoss, all_finite, explain, nonfinite
 from rvsm_jax.history import Record, Recorder, plot_history
 from rvsm_jax.step import (
@@ -40,17 +52,8 @@ from rvsm_jax.step import (
 )
 
 __all__ = ["CheckpointError", "FitResult", "Forward", "NonFiniteLoss", "Perturb", "Record", "TrainState"]
-__all__ += [
-    "data_mesh",
-    "evaluate",
-    "fit",
-    "init_state",
-    "make_epoch",
-    "make_gradient",
-    "make_step",
-    "plot_history",
-    "shuffle",
-]
+__all__ += ["data_mesh", "evaluate", "fit", "init_state", "make_epoch"]
+__all__ += ["make_gradient", "make_step", "plot_history", "shuffle"]
 
 Arrays = tuple[Any, Any]  # images [N, H, W, C] and labels [N]
 
@@ -98,7 +101,7 @@ def fit(
     devices: Sequence[jax.Device] | None = None,
     **options: Any,
 ) -> FitResult:
-    """Trains w by ``tx``, evaluates w and u = sparse(w) after every epoch, and resumes where it was killed.
+    """``w = w + tx.update(g)`` over minibatches; evaluates w and u = sparse(w) each epoch, resumes where it was killed.
 
     Args:
       forward: ``(params, model_state, images, key, train) -> (logits, new model_state)``, pure.
@@ -125,15 +128,25 @@ def fit(
     Returns:
       The weights and the history. A record holds ``epoch`` (from 1), ``step``, means over the epoch ``train_loss``,
       ``train_accuracy`` and ``gradient_norm``; with ``validation`` also ``w_loss`` and ``w_accuracy``, and with
-      ``sparse`` ``u_loss``, ``u_accuracy``, ``zeros`` (share of exact zeros in u's kernels, arrays of rank 2 or more),
+      ``sparse`` ``u_loss``, ``u_accuracy``, ``zeros`` (share of exact zeros in u's matrices, arrays of rank 2 or more),
       ``distance`` (Euclidean |w - u|, before any replacement); and ``seconds``.
 
     Raises:
+      TypeError: if labels, or arguments that count, are not integers, or weights not floating-point.
       ValueError: on arguments that do not fit together, labels out of range, weights that are not finite.
       NonFiniteLoss: when the loss, a gradient or a weight stops being finite; checkpoints hold good states only.
       CheckpointError: if ``checkpoint_dir`` holds checkpoints but none that this run may resume from.
+
+    >>> forward = lambda w, state, images, key, train: (images.reshape(len(images), 2) @ w, state)
+    >>> data = np.array([[255, 0], [0, 255]] * 8, np.uint8).reshape(16, 1, 2, 1), np.array([0, 1] * 8)
+    >>> start, settings = jnp.zeros((2, 2)), {"epochs": 2, "batch_size": 4, "key": jax.random.key(0), "progress": False}
+    >>> result = fit(forward, start, {}, optax.sgd(1.0), data, data, **settings)
+    >>> result.step, result.history[-1]["epoch"], result.history[-1]["w_accuracy"]
+    (8, 2, 1.0)
     """
-    steps = _check_run(epochs, batch_size, train, validation, select, checkpoint_every)
+    counts = {"epochs": epochs, "batch_size": batch_size, "keep": keep}
+    counts |= {} if checkpoint_every is None else {"checkpoint_every": checkpoint_every}
+    steps = _check_run(counts, train, validation, select, replace_weights, sparse)
     mesh, (step_key, order_key) = data_mesh(devices, batch_size), jax.random.split(key)
     state = replicate(init_state(params, model_state, tx, step_key), mesh)
     _check_model(forward, sparse, params, model_state, train, validation, options.get("preprocess"))
@@ -237,7 +250,7 @@ def _fingerprint(train, key, batch_size, select, replace_weights, options, confi
     plain = {"weight_decay": 0.0, "label_smoothing": 0.0, "compute_dtype": None} | options
     dtype = plain["compute_dtype"]
     return {
-        "batch_size": batch_size,
+        "batch_size": int(batch_size),
         "select": select,
         "replace_weights": replace_weights,
         "weight_decay": float(plain["weight_decay"]),
@@ -249,32 +262,30 @@ def _fingerprint(train, key, batch_size, select, replace_weights, options, confi
     }
 
 
-def _check_run(epochs, batch_size, train, validation, select, every) -> int:
+def _check_run(counts, train, validation, select, replace_weights, sparse) -> int:
     """The number of steps an epoch, if the arguments fit together."""
-    size = len(train[1])
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if not 1 <= batch_size <= size:
+    for name, value in counts.items():
+        check_count(name, value)
+    for part, examples in {"train": train, "validation": validation or train}.items():
+        check_examples(part, *examples)
+    batch_size, size = counts["batch_size"], len(train[1])
+    if batch_size > size:
         raise ValueError(f"batch_size must be in 1..{size}, the number of training examples, got {batch_size}")
+    if replace_weights and sparse is None:
+        raise ValueError("replace_weights=True puts w := sparse(w) and wants a function sparse, got sparse=None")
     if select not in ("last", "best"):
         raise ValueError(f"select must be 'last' or 'best', got {select!r}")
     if select == "best" and validation is None:
         raise ValueError("select='best' needs validation data to select on")
-    if every is not None and every < 1:
-        raise ValueError(f"checkpoint_every must be a number of steps, at least 1, got {every}")
     return size // batch_size
 
 
 def _check_model(forward, sparse, params, model_state, train, validation, preprocess) -> None:
-    """Raises unless images and labels agree, every label has a logit, w is finite and u is like w."""
+    """Raises unless every label has a logit, w is finite and u is like w."""
     for part, (images, labels) in {"train": train, "validation": validation or train}.items():
-        if len(images) != len(labels) or not len(labels):
-            raise ValueError(f"{part}: as many images as labels are wanted, got {len(images)} and {len(labels)}")
         x = jax.eval_shape(lambda x: (preprocess or to_unit)(jnp.asarray(x)), images[:1])
         logits, _ = jax.eval_shape(lambda *a: forward(*a, False), params, model_state, x, jax.random.key(0))
-        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[-1]
-        if low < 0 or high >= classes:
-            raise ValueError(f"{part}: labels must be in 0..{classes - 1}, one for each logit, got {low}..{high}")
+        check_labels(part, int(labels.min()), int(labels.max()), logits.shape[-1])
     if bad := nonfinite(params):
         raise ValueError(f"the weights to start from must be finite; {bad[0]!r} is not")
     w, u = (jax.eval_shape(f, params, jnp.int32(0)) for f in (lambda w, _: w, sparse or (lambda w, _: w)))

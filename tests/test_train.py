@@ -1,340 +1,14 @@
-import functools
-import itertools
 import json
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
-from rvsm_jax import data, epochs, train
-
-KEY = jax.random.key(0)
-
-
-def mlp(seed=0, sizes=(64, 16, 10)):
-    """Weights of a small network for 8 x 8 images."""
-    rng = np.random.default_rng(seed)
-    layers = itertools.pairwise(sizes)
-    return {
-        f"layer{i}": {
-            "kernel": jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32),
-            "bias": jnp.zeros(shape[1]),
-        }
-        for i, shape in enumerate(layers)
-    }
-
-
-def forward(params, model_state, images, key, train):
-    x = images.reshape(len(images), -1)
-    for i, layer in enumerate(params.values()):
-        x = (x if i == 0 else jax.nn.relu(x)) @ layer["kernel"] + layer["bias"][None]
-    return x, model_state
-
-
-def hard(w, step):
-    """Zeroes every small weight."""
-    return jax.tree.map(lambda x: jnp.where(jnp.abs(x) > 0.05, x, 0), w)
-
-
-@functools.cache
-def digits():
-    found = data.load("digits")
-    return (found.train_images, found.train_labels), (found.test_images, found.test_labels)
-
-
-def fit(params=None, tx=None, **changes):
-    train_set, validation = digits()
-    arguments = {"epochs": 3, "batch_size": 100, "key": KEY, "progress": False, "sparse": hard} | changes
-    arguments = {"forward": forward, "train": train_set, "validation": validation, "model_state": {}} | arguments
-    tx = optax.sgd(0.2, momentum=0.9) if tx is None else tx
-    return train.fit(params=mlp() if params is None else params, tx=tx, **arguments)
-
-
-def assert_equal(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
-
-
-# one step
-
-
-def test_steps_equal_a_loop_in_numpy():
-    (images, labels), _ = digits()
-    rate, momentum, decay, smooth = 0.3, 0.9, 0.01, 0.1
-    rng = np.random.default_rng(0)
-    w, b = rng.normal(size=(64, 10)) / 8, rng.normal(size=10)
-    params = {"kernel": jnp.asarray(w, jnp.float32), "bias": jnp.asarray(b, jnp.float32)}
-    tx = optax.sgd(rate, momentum=momentum)
-    step = jax.jit(
-        train.make_step(
-            lambda p, s, x, k, t: (x.reshape(len(x), -1) @ p["kernel"] + p["bias"][None], s),
-            tx,
-            weight_decay=decay,
-            label_smoothing=smooth,
-        )
-    )
-    state = train.init_state(params, {}, tx, KEY)
-    vw, vb = 0, 0
-    for t in range(5):
-        x, y = images[64 * t : 64 * t + 64], labels[64 * t : 64 * t + 64]
-        state, metrics = step(state, x, y)
-        x = x.reshape(64, -1) / 255
-        z = x @ w + b
-        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-        target = (1 - smooth) * np.eye(10)[y] + smooth / 10
-        np.testing.assert_allclose(metrics["loss"], -(target * np.log(p)).sum(1).mean(), rtol=1e-5)
-        np.testing.assert_allclose(metrics["accuracy"], (z.argmax(1) == y).mean(), rtol=1e-6)
-        gw, gb = x.T @ (p - target) / 64 + decay * w, (p - target).mean(0)
-        np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt((gw**2).sum() + (gb**2).sum()), rtol=1e-4)
-        vw, vb = momentum * vw + gw, momentum * vb + gb
-        w, b = w - rate * vw, b - rate * vb
-    np.testing.assert_allclose(state.params["kernel"], w, atol=2e-6)
-    np.testing.assert_allclose(state.params["bias"], b, atol=2e-6)
-    assert int(state.step) == 5
-
-
-def dict_tree():
-    params = mlp(sizes=(64, 10))["layer0"]
-    return params, lambda p, s, x, k, t: (x.reshape(len(x), -1) @ p["kernel"] + p["bias"][None], s)
-
-
-def nnx_tree():
-    graph, params = nnx.split(nnx.Linear(64, 10, rngs=nnx.Rngs(0)), nnx.Param)
-    plain = dict_tree()[0]
-    params["kernel"].set_value(plain["kernel"])
-    params["bias"].set_value(plain["bias"])
-    return params, lambda p, s, x, k, t: (nnx.merge(graph, p)(x.reshape(len(x), -1)), s)
-
-
-def equinox_tree():
-    layer, plain = eqx.nn.Linear(64, 10, key=KEY), dict_tree()[0]
-    layer = eqx.tree_at(lambda m: (m.weight, m.bias), layer, (plain["kernel"].T, plain["bias"]))
-    params, static = eqx.partition(layer, eqx.is_array)
-    return params, lambda p, s, x, k, t: (jax.vmap(eqx.combine(p, static))(x.reshape(len(x), -1)), s)
-
-
-@pytest.mark.parametrize("tree", [dict_tree, nnx_tree, equinox_tree])
-def test_any_tree_of_parameters_is_traced_once_and_trains_the_same(tree):
-    (images, labels), _ = digits()
-    params, apply = tree()
-    tx, traces = optax.sgd(0.1, momentum=0.9), []
-
-    def counted(*arguments):
-        traces.append(None)
-        return apply(*arguments)
-
-    step = jax.jit(train.make_step(counted, tx, weight_decay=1e-3), donate_argnums=0)
-    state = train.init_state(params, {}, tx, KEY)
-    structure = jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    losses = []
-    for t in range(4):
-        state, metrics = step(state, images[50 * t : 50 * t + 50], labels[50 * t : 50 * t + 50])
-        losses.append(float(metrics["loss"]))
-    assert len(traces) == 1
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == structure
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
-    if tree is not dict_tree:
-        np.testing.assert_allclose(losses, reference_losses(), rtol=1e-5)
-
-
-@functools.cache
-def reference_losses():
-    (images, labels), _ = digits()
-    params, apply = dict_tree()
-    tx = optax.sgd(0.1, momentum=0.9)
-    step, state, losses = (
-        jax.jit(train.make_step(apply, tx, weight_decay=1e-3)),
-        train.init_state(params, {}, tx, KEY),
-        [],
-    )
-    for t in range(4):
-        state, metrics = step(state, images[50 * t : 50 * t + 50], labels[50 * t : 50 * t + 50])
-        losses.append(float(metrics["loss"]))
-    return losses
-
-
-def test_links_get_the_parameters_the_loss_and_the_gradient():
-    seen = {}
-
-    def update(updates, state, params=None, *, value, grad, **extra):
-        seen.update(value=value, grad=grad, params=params)
-        return updates, {"value": value, "grad": grad["kernel"], "weight": params["kernel"]}
-
-    tx = optax.chain(
-        optax.GradientTransformationExtraArgs(
-            lambda p: {"value": jnp.zeros(()), "grad": jnp.zeros_like(p["kernel"]), "weight": p["kernel"]}, update
-        ),
-        optax.sgd(0.5),
-    )
-    params, apply = dict_tree()
-    (images, labels), _ = digits()
-    state, metrics = jax.jit(train.make_step(apply, tx))(train.init_state(params, {}, tx, KEY), images[:9], labels[:9])
-    kept = state.opt_state[0]
-    np.testing.assert_array_equal(kept["value"], metrics["loss"])
-    np.testing.assert_array_equal(kept["weight"], params["kernel"])
-    np.testing.assert_allclose(state.params["kernel"], params["kernel"] - 0.5 * kept["grad"], rtol=1e-6, atol=1e-7)
-
-
-def test_an_adversary_attacks_the_evaluated_model_on_unit_images():
-    """With one step of signed gradient the loss of the step must be that on the attacked images."""
-    (images, labels), _ = digits()
-    images, labels = images[:64], labels[:64]
-    modes = []
-
-    def moody(params, model_state, x, key, train):
-        modes.append(train)
-        return forward(params, model_state, x, key, train)
-
-    def attack(logits, x, y, key):
-        assert x.dtype == jnp.float32
-        loss = lambda x: optax.softmax_cross_entropy_with_integer_labels(logits(x), y).sum()  # noqa: E731
-        return jnp.clip(x + 0.1 * jnp.sign(jax.grad(loss)(x)), 0, 1)
-
-    tx = optax.sgd(0.1)
-    state = train.init_state(mlp(), {}, tx, KEY)
-    _, metrics = jax.jit(train.make_step(moody, tx, perturb=attack))(state, images, labels)
-    by_hand = attack(lambda x: forward(mlp(), {}, x, KEY, False)[0], jnp.asarray(images / np.float32(255)), labels, KEY)
-    wanted = train.evaluate(forward, mlp(), {}, by_hand, labels)
-    assert modes == [False, True]
-    np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-5)
-    assert wanted["loss"] > train.evaluate(forward, mlp(), {}, images, labels)["loss"] + 0.1
-
-
-def test_every_step_draws_anew_and_the_same_again():
-    def noisy(params, model_state, x, key, train):
-        return forward(params, model_state, x + jax.random.normal(key, x.shape), key, train)
-
-    (images, labels), _ = digits()
-    tx, arrays = optax.sgd(0.0), (jnp.ones_like(images[:8]), labels[:8])
-    step = jax.jit(train.make_step(noisy, tx, augment=lambda key, x: jax.random.randint(key, x.shape, 0, 255, x.dtype)))
-    state = train.init_state(mlp(), {}, tx, KEY)
-    after, first = step(state, *arrays)
-    _, again = step(state, *arrays)
-    _, second = step(after, *arrays)
-    assert first["loss"] == again["loss"] != second["loss"]
-
-
-def test_bfloat16_computes_and_float32_trains():
-    seen = []
-
-    def watched(params, model_state, x, key, train):
-        seen.append((params["layer0"]["kernel"].dtype, x.dtype, model_state["mean"].dtype))
-        logits, _ = forward(params, model_state, x, key, train)
-        return logits, {"mean": model_state["mean"] + logits.mean().astype(jnp.float32)}
-
-    (images, labels), _ = digits()
-    tx = optax.sgd(0.1)
-    step = train.make_step(watched, tx, compute_dtype=jnp.bfloat16)
-    state = train.init_state(mlp(), {"mean": jnp.zeros(())}, tx, KEY)
-    after, metrics = jax.jit(step)(state, images[:64], labels[:64])
-    assert seen == [(jnp.bfloat16, jnp.bfloat16, jnp.float32)]
-    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
-    _, precise = jax.jit(train.make_step(forward, tx))(train.init_state(mlp(), {}, tx, KEY), images[:64], labels[:64])
-    np.testing.assert_allclose(metrics["loss"], precise["loss"], rtol=0.02)
-    assert metrics["loss"] != precise["loss"]
-
-
-def test_a_vmapped_step_trains_several_networks_as_one_by_one():
-    (images, labels), _ = digits()
-    tx = optax.sgd(0.1, momentum=0.9)
-    step, x, y = train.make_step(forward, tx), images[:50], labels[:50].astype(np.uint8)
-    states = [train.init_state(mlp(seed), {}, tx, jax.random.key(seed)) for seed in (0, 1)]
-    together, metrics = jax.jit(jax.vmap(step, (0, None, None)))(jax.tree.map(lambda *s: jnp.stack(s), *states), x, y)
-    for i, state in enumerate(states):
-        alone, found = jax.jit(step)(state, x, y)
-        np.testing.assert_allclose(metrics["loss"][i], found["loss"], rtol=1e-5)
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-6), together.params, alone.params)
-
-
-# epochs and evaluation
-
-
-def test_an_epoch_goes_once_through_the_data_in_an_order_of_its_own():
-    first, again, second = (train.shuffle(KEY, e, examples=103, batch_size=10) for e in (0, 0, 1))
-    assert first.shape == (10, 10) and len(np.unique(first)) == 100 and first.min() >= 0 and first.max() < 103
-    np.testing.assert_array_equal(first, again)
-    assert (np.asarray(first) != np.asarray(second)).any()
-
-
-def test_scanned_and_dispatched_epochs_agree_and_fetch_once(monkeypatch):
-    (images, labels), _ = digits()
-    tx, ends, fetched = optax.sgd(0.1, momentum=0.9), [], []
-    order = train.shuffle(KEY, 0, examples=len(labels), batch_size=100)
-    fetch = jax.device_get
-    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(None) or fetch(x))
-    for scan in (False, True):
-        epoch = train.make_epoch(train.make_step(forward, tx), scan=scan)
-        state = train.init_state(mlp(), {}, tx, KEY)
-        ends.append(epoch(*epoch(state, images, labels, order, 9)[:1], images, labels, order, 5))
-    assert len(fetched) == 4
-    (state, metrics), (scanned, scanned_metrics) = ends
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, scanned.params)
-    np.testing.assert_allclose(metrics["loss"], scanned_metrics["loss"], rtol=1e-5)
-    assert metrics["loss"].shape == (5,) and int(state.step) == 14
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 360, 1000])
-@pytest.mark.parametrize("devices", [1, 8])
-def test_evaluation_counts_every_example_once(batch_size, devices):
-    _, (images, labels) = digits()
-    images, labels = images[:41], labels[:41]
-    mesh = train.data_mesh(jax.devices()[:devices])
-    found = train.evaluate(forward, mlp(), {}, images, labels, batch_size=batch_size, mesh=mesh)
-    logits = np.asarray(forward(mlp(), {}, images.astype(np.float32) / np.float32(255), KEY, False)[0], np.float64)
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    np.testing.assert_allclose(found["loss"], -log_p[np.arange(41), labels].mean(), rtol=1e-6)
-    assert found["accuracy"] == (logits.argmax(1) == labels).mean()
-
-
-def normalised(params, model_state, images, key, train):
-    """A network with batch statistics and noise, which couple a batch."""
-    x = images.reshape(len(images), -1)
-    mean = x.mean(0) if train else model_state["mean"]
-    x = x - mean[None] + (0.01 * jax.random.normal(key, x.shape) if train else 0)
-    logits, _ = forward(params, {}, x, key, train)
-    return logits, {"mean": 0.9 * model_state["mean"] + 0.1 * mean}
-
-
-def test_one_device_and_eight_give_the_same_curve():
-    one, eight = (
-        fit(
-            forward=normalised,
-            model_state={"mean": jnp.zeros(64)},
-            batch_size=96,
-            devices=jax.devices()[:n],
-            augment=functools.partial(data.crop, padding=1),
-        )
-        for n in (1, 8)
-    )
-    assert len(eight.state.params["layer0"]["kernel"].sharding.device_set) == 8
-    for a, b in zip(one.history, eight.history, strict=True):
-        for name in set(a) - {"seconds"}:
-            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, err_msg=name)
-    np.testing.assert_allclose(one.model_state["mean"], eight.model_state["mean"], rtol=1e-4, atol=1e-6)
-    assert one.history[-1]["train_loss"] < 0.8 * one.history[0]["train_loss"]
-
-
-def test_the_batch_is_split_over_the_devices():
-    mesh = train.data_mesh(jax.devices(), 16)
-    (images, labels), _ = digits()
-    state = train.init_state(mlp(), {}, optax.sgd(0.1), KEY)
-    order = train.shuffle(KEY, 0, examples=len(labels), batch_size=16)
-    arrays = epochs.replicate((state, images, labels, order), mesh)
-    x, y = jax.jit(lambda s, *rest: epochs.take(mesh, s, *rest))(*arrays)
-    assert x.sharding.spec == y.sharding.spec == jax.sharding.PartitionSpec("data")
-    np.testing.assert_array_equal(x, images[order[0]])
-
-
-def test_devices_default_to_one_on_cpu_and_must_divide_the_batch():
-    assert train.data_mesh().size == 1 and train.data_mesh(jax.devices()).size == 8
-    with pytest.raises(ValueError, match="multiple of the number of devices, got 100 on 8"):
-        fit(devices=jax.devices())
-
-
-# fit
+from rvsm_jax import train
+from rvsm_jax.finite import nonfinite
+from tests.digits import KEY, assert_equal, digits, fit, forward, hard, mlp
 
 
 def test_fit_learns_records_and_leaves_its_arguments_alone(tmp_path):
@@ -349,8 +23,8 @@ def test_fit_learns_records_and_leaves_its_arguments_alone(tmp_path):
     assert_equal(result.sparse_params, hard(result.params, 0))
     found = train.evaluate(forward, result.sparse_params, {}, *validation)
     np.testing.assert_allclose([last["u_loss"], last["u_accuracy"]], [found["loss"], found["accuracy"]], rtol=1e-6)
-    kernels = [np.asarray(layer["kernel"]) for layer in result.sparse_params.values()]
-    zeros = sum((k == 0).sum() for k in kernels) / sum(k.size for k in kernels)
+    matrices = [np.asarray(layer["kernel"]) for layer in result.sparse_params.values()]
+    zeros = sum((m == 0).sum() for m in matrices) / sum(m.size for m in matrices)
     np.testing.assert_allclose(last["zeros"], zeros, rtol=1e-6)
     gap = jax.tree.map(lambda w, u: np.square(w - u).sum(), result.params, result.sparse_params)
     np.testing.assert_allclose(last["distance"], np.sqrt(sum(jax.tree.leaves(gap))), rtol=1e-5)
@@ -388,11 +62,13 @@ def test_fit_without_u_or_validation_records_what_there_is():
     ("changes", "match"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"batch_size": 0}, r"batch_size must be in 1\.\.1437.*got 0"),
-        ({"batch_size": 2000}, "got 2000"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 2000}, r"batch_size must be in 1\.\.1437.*got 2000"),
         ({"select": "first"}, "'last' or 'best', got 'first'"),
         ({"select": "best", "validation": None}, "needs validation data"),
-        ({"checkpoint_every": 0}, "checkpoint_every must be"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
+        ({"keep": 0}, "keep must be at least 1, got 0"),
+        ({"replace_weights": True, "sparse": None}, "replace_weights=True .*sparse=None"),
         ({"weight_decay": -1e-4}, "weight_decay must be >= 0, got -0.0001"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         (
@@ -400,7 +76,9 @@ def test_fit_without_u_or_validation_records_what_there_is():
             r"train: labels must be in 0\.\.9.*10\.\.10",
         ),
         ({"train": (np.zeros((200, 8, 8, 1), np.uint8), np.full(200, -1))}, r"got -1\.\.-1"),
-        ({"train": (np.zeros((200, 8, 8, 1), np.uint8), np.zeros(199, int))}, "got 200 and 199"),
+        ({"train": (np.zeros((200, 8, 8, 1), np.uint8), np.zeros(199, int))}, r"\(200, .*\(199,\)"),
+        ({"train": (np.zeros((200, 8, 8, 1), np.uint8), np.zeros((200, 10), int))}, r"labels \(200, 10\)"),
+        ({"validation": (np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int))}, "validation: .*N >= 1"),
         ({"sparse": lambda w, step: w["layer0"]}, "sparse must return a tree like"),
         ({"params": {"layer0": {"kernel": jnp.full((64, 10), jnp.nan), "bias": jnp.zeros(10)}}}, "layer0/kernel"),
         ({"devices": []}, "devices must not be empty"),
@@ -411,12 +89,51 @@ def test_bad_arguments_are_named(changes, match):
         fit(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"epochs": 1.5}, r"epochs must be an integer, got 1\.5"),
+        ({"batch_size": 16.0}, r"batch_size must be an integer, got 16\.0"),
+        ({"keep": 2.0}, r"keep must be an integer, got 2\.0"),
+        ({"checkpoint_every": 0.5}, r"checkpoint_every must be an integer, got 0\.5"),
+        (
+            {"train": (np.zeros((200, 8, 8, 1)), np.full(200, 0.7))},
+            r"train: labels must be .*float64 \(200,\)",
+        ),
+        ({"validation": (np.zeros((9, 8, 8, 1)), np.eye(9, 10))}, r"validation: labels .*float64 \(9, 10\)"),
+    ],
+)
+def test_arguments_of_another_type_are_named(changes, match):
+    with pytest.raises(TypeError, match=match):
+        fit(**changes)
+
+
 def test_integer_parameters_are_named():
     with pytest.raises(TypeError, match=r"'layer0/bias' is .*int32"):
         fit({"layer0": {"kernel": jnp.ones((64, 10)), "bias": jnp.zeros(10, jnp.int32)}})
 
 
 # when it stops being finite
+
+
+def test_large_is_finite():
+    tree = {"large": jnp.full(9, 2e19), "half": jnp.full(2, 6e4, jnp.float16), "count": jnp.int32(3)}
+    assert nonfinite(tree) == []
+    assert nonfinite(tree | {"a": jnp.array([1, jnp.inf]), "b": jnp.array(jnp.nan)}) == ["a", "b"]
+
+
+def test_large_weights_and_gradients_train_on():
+    """All is finite, though no square of the weight ``far`` or of its gradient is."""
+
+    def steep(params, model_state, x, key, train):
+        logits, _ = forward({name: params[name] for name in ("layer0", "layer1")}, model_state, x, key, train)
+        return logits + 1e21 * (params["far"] - jax.lax.stop_gradient(params["far"]))[None], model_state
+
+    tx = optax.multi_transform(
+        {"near": optax.sgd(0.1), "far": optax.sgd(1e-9)}, {"layer0": "near", "layer1": "near", "far": "far"}
+    )
+    result = fit(mlp() | {"far": jnp.full(10, 2e19)}, tx=tx, forward=steep, epochs=1, sparse=None)
+    assert 2e19 < result.history[0]["gradient_norm"] < jnp.inf
 
 
 def blow(at, leaf):
