@@ -279,7 +279,7 @@ def main(options: Options) -> None:
         walkers = 4096 if options.quick else 16384
         tables = [compare(contestants, options, delta, walkers) for delta in (1e-4, 1e-8)]
     load = pathlib.Path("/proc/loadavg")
-    found = {"comparison": tables, "load": load.read_text().split()[:3] if load.exists() else None}
+    found: dict[str, Any] = {"comparison": tables, "load": load.read_text().split()[:3] if load.exists() else None}
     report(tables)
     path = common.save(NAME, options, started, **found)
     sweeps, peaks = costs(options), memory(options)

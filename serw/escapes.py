@@ -113,6 +113,7 @@ def random_escape(delta: float, law: Law, *, quenched: bool = False, seed: int =
     Raises:
       ValueError: if delta is not a probability, or the law returns NaN, a negative number or a mean above 1.
 
+    >>> from serw import uniform
     >>> escape = random_escape(0.01, uniform(), quenched=True, seed=7)
     >>> bool(np.all(escape.probability(np.arange(1, 100)) <= 0.01))
     True
