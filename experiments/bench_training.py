@@ -9,7 +9,7 @@ time by the better of PyTorch's two layouts in the same turn; below 1 this packa
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ import tyro
 from experiments import common
 from experiments.timing import ratio
 from rvsm_jax import models
-from rvsm_jax.models.convolution import NHWC
+from rvsm_jax.models.blocks import NHWC
 from rvsm_jax.models.network import Tree
 from rvsm_jax.models.pooling import max_pool
 
@@ -33,28 +33,34 @@ class Case(NamedTuple):
 
     Attributes:
       name: as in the table.
-      make: the network from a key; takes ``convolve_pool`` if custom is true.
+      make: the network from a key.
       image: (H, W, C).
       batch: images a step.
-      custom: whether the network's convolutions are not all XLA's own.
+      xla: arguments of make for XLA's own convolution; empty if the network has none.
     """
 
     name: str
     make: Callable[..., models.Network]
     image: tuple[int, int, int]
     batch: int
-    custom: bool
+    xla: Mapping[str, Any]
 
 
+def xla_convolve_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's own convolution, then the maximum over 2 x 2."""
+    return max_pool(jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC))
+
+
+XLA = {"conv_general_dilated": jax.lax.conv_general_dilated}
 CASES = (
-    Case("LeNet-300-100", models.lenet_300_100, (28, 28, 1), 128, False),
-    Case("LeNet-5", models.lenet5, (28, 28, 1), 128, True),
-    Case("ResNet-20", models.preact_resnet, (32, 32, 3), 128, False),
-    Case("ResNet-18", models.resnet18, (32, 32, 3), 128, False),
+    Case("LeNet-300-100", models.lenet_300_100, (28, 28, 1), 128, {}),
+    Case("LeNet-5", models.lenet5, (28, 28, 1), 128, {"convolve_pool": xla_convolve_pool}),
+    Case("ResNet-20", models.preact_resnet, (32, 32, 3), 128, XLA),
+    Case("ResNet-18", models.resnet18, (32, 32, 3), 128, XLA),
 )
 
 
-def torch_comparison(cases: Sequence[Case] = CASES, *, turns: int = 9, threads: int | None = None) -> list[dict]:
+def torch_comparison(cases: Sequence[Case] = CASES, *, turns: int = 7, threads: int | None = None) -> list[dict]:
     """Median over turns of t(this package) / t(PyTorch), with quartiles, for each network.
 
     Args:
@@ -100,11 +106,6 @@ def jax_step(network: models.Network, image: Sequence[int], batch: int) -> Step:
     return take
 
 
-def xla_convolve_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's own convolution, then the maximum over 2 x 2."""
-    return max_pool(jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=NHWC))
-
-
 def torch_step(case: Case, *, channels_last: bool) -> Step:
     """The same step in eager PyTorch."""
     torch = _torch()
@@ -137,9 +138,8 @@ def _torch() -> Any:
 def _implementations(case: Case) -> dict[str, Step]:
     key = jax.random.key(0)
     steps = {"jax": jax_step(case.make(key), case.image, case.batch)}
-    if case.custom:
-        plain = case.make(key, convolve_pool=xla_convolve_pool)
-        steps["jax_lax"] = jax_step(plain, case.image, case.batch)
+    if case.xla:
+        steps["jax_lax"] = jax_step(case.make(key, **case.xla), case.image, case.batch)
     steps["torch"] = torch_step(case, channels_last=False)
     steps["torch_channels_last"] = torch_step(case, channels_last=True)
     return steps
@@ -195,7 +195,7 @@ def table(rows: Sequence[dict]) -> str:
     for row in rows:
         ms = {name: f"{value['median']:.1f}" for name, value in row["milliseconds"].items()}
         quotient = "{median:.2f} ({low:.2f}-{high:.2f})".format(**row["ratio"])
-        cells = [row["network"], row["batch"], ms["jax"], ms.get("jax_lax", "the same"), ms["torch"]]
+        cells = [row["network"], row["batch"], ms["jax"], ms.get("jax_lax", "has none"), ms["torch"]]
         cells += [ms["torch_channels_last"], quotient]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -205,7 +205,7 @@ def main(options: common.Options) -> None:
     """Measures, prints the table and saves it; a quick run has smaller batches and fewer turns."""
     started = time.time()
     cases = [case._replace(batch=16) for case in CASES] if options.quick else CASES
-    rows = torch_comparison(cases, turns=3 if options.quick else 9)
+    rows = torch_comparison(cases, turns=3 if options.quick else 7)
     print(table(rows))
     path = common.save("bench_training", options, started, rows=rows, torch=_torch().__version__)
     print(f"saved {path}")

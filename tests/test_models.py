@@ -12,7 +12,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rvsm_jax import models
-from rvsm_jax.models.convolution import block_convolution, conv_general_dilated, convolve_max_pool
+from rvsm_jax.models.blocks import block_convolution, convolve_max_pool
+from rvsm_jax.models.convolution import conv_general_dilated, product_gradient_convolution
 from rvsm_jax.models.normalisation import BatchNorm
 from rvsm_jax.models.pooling import max_pool
 
@@ -188,11 +189,16 @@ def reference(x, kernel, strides, pads):
 
 
 def check_gradients(ours, theirs, x, kernel, tolerance):
-    y, pull = jax.vjp(ours, x, kernel)
-    expected, expected_pull = jax.vjp(theirs, x, kernel)
-    assert y.shape == expected.shape and y.dtype == expected.dtype
-    g = jnp.asarray(normal(7, *y.shape), y.dtype)
-    for a, b in zip((y, *pull(g)), (expected, *expected_pull(g)), strict=True):
+    shape = jax.eval_shape(theirs, x, kernel)
+    g = jnp.asarray(normal(7, *shape.shape), shape.dtype)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def output_and_gradients(f, x, kernel):
+        y, pull = jax.vjp(f, x, kernel)
+        return y, *pull(g)
+
+    for a, b in zip(*(output_and_gradients(f, x, kernel) for f in (ours, theirs)), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
         np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance)
 
 
@@ -213,7 +219,7 @@ def test_block_convolution_and_its_gradients_equal_lax_in_float64(size, strides,
     with jax.enable_x64(True):
         x, kernel = jnp.asarray(normal(0, 2, 7, 8, 3)), jnp.asarray(normal(1, *size, 3, 4))
         ours = functools.partial(block_convolution, strides=strides, pads=pads, block=block)
-        check_gradients(jax.jit(ours), lambda x, k: reference(x, k, strides, pads), x, kernel, 1e-10)
+        check_gradients(ours, lambda x, k: reference(x, k, strides, pads), x, kernel, 1e-10)
 
 
 CALLS = {
@@ -226,6 +232,7 @@ CALLS = {
     "rhs_dilation": {"rhs_dilation": (2, 2)},
     "numbers": {"dimension_numbers": lax.conv_dimension_numbers((3, 12, 12, 4), (5, 5, 4, 6), LAYOUT)},
     "groups": {"feature_group_count": 2},
+    "precision": {"precision": lax.Precision.HIGHEST},
 }
 
 
@@ -236,7 +243,30 @@ def test_conv_general_dilated_equals_lax_whatever_is_asked(case, dtype):
         inputs = 4 // options.get("feature_group_count", 1)
         x, kernel = jnp.asarray(normal(0, 3, 12, 12, 4), dtype), jnp.asarray(normal(1, 5, 5, inputs, 6), dtype)
         ours, theirs = (functools.partial(f, **options) for f in (conv_general_dilated, lax.conv_general_dilated))
-        check_gradients(jax.jit(ours), jax.jit(theirs), x, kernel, 1e-10 if dtype == jnp.float64 else 2e-3)
+        check_gradients(ours, theirs, x, kernel, 1e-10 if dtype == jnp.float64 else 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "pads"),
+    [((3, 3), (1, 1), ((1, 1), (1, 1))), ((3, 2), (2, 1), ((1, 2), (0, -1))), ((1, 1), (2, 2), ((0, 0), (0, 0)))],
+)
+def test_kernel_gradient_as_products_equals_lax(size, strides, pads):
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(normal(0, 2, 7, 8, 3)), jnp.asarray(normal(1, *size, 3, 4))
+
+        def ours(x, k):
+            return product_gradient_convolution(x, k, strides, pads)
+
+        check_gradients(ours, lambda x, k: reference(x, k, strides, pads), x, kernel, 1e-10)
+        many = jax.vmap(jax.grad(lambda k: (ours(x, k) ** 2).sum()))(jnp.stack([kernel, 2 * kernel]))
+        np.testing.assert_allclose(many[1], 2 * many[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_a_kernel_larger_than_the_image_gives_what_lax_gives(channels):
+    x, kernel = jnp.ones((2, 4, 4, channels)), jnp.ones((5, 5, channels, 16))
+    gradient = jax.grad(lambda k: conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=LAYOUT).sum())
+    np.testing.assert_array_equal(gradient(kernel), 0)
 
 
 def test_conv_general_dilated_in_bfloat16_and_in_other_layouts():
@@ -294,9 +324,11 @@ def test_pooled_convolution_equals_pooling_after_convolving(shape, window):
         check_gradients(
             jax.jit(ours), lambda x, k: max_pool(reference(x, k, (1, 1), "VALID"), window), x, kernel, 1e-10
         )
-        flat = jax.grad(lambda x: convolve_max_pool(x, jnp.ones_like(kernel), window).sum())(jnp.zeros(shape))
-        outputs = convolve_max_pool(x, kernel, window).size
-        np.testing.assert_allclose(flat.sum(), 25 * shape[3] * outputs)  # ties: shares that sum to one
+
+
+def test_pooled_convolution_shares_its_gradient_among_ties():
+    gradient = jax.jit(jax.grad(lambda x: convolve_max_pool(x, jnp.ones((5, 5, 2, 3))).sum()))
+    np.testing.assert_allclose(gradient(jnp.zeros((1, 8, 8, 2))).sum(), (2 * 2 * 3) * (5 * 5 * 2))
 
 
 def test_max_pool_equals_reduce_window_and_shares_its_gradient_among_ties():

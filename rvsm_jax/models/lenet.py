@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import variance_scaling, zeros
 
-from rvsm_jax.models.convolution import convolve_max_pool
+from rvsm_jax.models.blocks import convolve_max_pool
 from rvsm_jax.models.network import Network, functional
 
 ConvolvePool = Callable[[jax.Array, jax.Array], jax.Array]

@@ -11,14 +11,18 @@ References:
   Wang, Yuan, Shi, Osher, "ResNets ensemble via the Feynman-Kac formalism", arXiv 1811.10745.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 
+from rvsm_jax.models.convolution import conv_general_dilated
 from rvsm_jax.models.network import Network, functional
 from rvsm_jax.models.normalisation import BatchNorm
+
+Convolve = Callable[..., jax.Array]
+Convolution = Callable[[int, int, int, int], nnx.Conv]
 
 PREACT_DEPTHS = (20, 32, 38, 44, 56)
 
@@ -26,7 +30,14 @@ he_normal = variance_scaling(2.0, "fan_out", "normal")
 head_uniform = variance_scaling(1 / 3, "fan_in", "uniform")  # U(-r, r) with r = 1 / sqrt(fan_in)
 
 
-def resnet18(key: jax.Array, *, num_classes: int = 10, width: int = 64, channels: int = 3) -> Network:
+def resnet18(
+    key: jax.Array,
+    *,
+    num_classes: int = 10,
+    width: int = 64,
+    channels: int = 3,
+    conv_general_dilated: Convolve = conv_general_dilated,
+) -> Network:
     """Stem -> 4 stages of 2 blocks relu(x + F(x)) -> average -> dense; 11.2 million parameters at width 64.
 
     The stem is a 3x3 convolution that keeps the size, for images of about 32 x 32. Where a block changes the shape its
@@ -37,6 +48,7 @@ def resnet18(key: jax.Array, *, num_classes: int = 10, width: int = 64, channels
       num_classes: number of logits.
       width: channels of the first stage; the others have 2, 4 and 8 times as many.
       channels: C of the images.
+      conv_general_dilated: the convolution; ``jax.lax.conv_general_dilated`` for XLA's own.
 
     Returns:
       The network, with layers conv1, bn1, stage1_block1, ..., stage4_block2, dense.
@@ -48,11 +60,17 @@ def resnet18(key: jax.Array, *, num_classes: int = 10, width: int = 64, channels
     >>> sorted(network.params["stage2_block1"])
     ['bn1', 'bn2', 'conv1', 'conv2', 'shortcut', 'shortcut_bn']
     """
-    return functional(ResNet(BasicBlock, (2, 2, 2, 2), num_classes, _positive(width), channels, nnx.Rngs(key)))
+    return _build(BasicBlock, (2, 2, 2, 2), num_classes, width, channels, conv_general_dilated, key)
 
 
 def preact_resnet(
-    key: jax.Array, *, depth: int = 20, num_classes: int = 10, width: int = 16, channels: int = 3
+    key: jax.Array,
+    *,
+    depth: int = 20,
+    num_classes: int = 10,
+    width: int = 16,
+    channels: int = 3,
+    conv_general_dilated: Convolve = conv_general_dilated,
 ) -> Network:
     """Stem -> 3 stages of (depth - 2) / 6 blocks x + F(relu(bn(x))) -> bn -> relu -> average -> dense.
 
@@ -65,6 +83,7 @@ def preact_resnet(
       num_classes: number of logits.
       width: channels of the first stage; the others have 2 and 4 times as many.
       channels: C of the images.
+      conv_general_dilated: the convolution; ``jax.lax.conv_general_dilated`` for XLA's own.
 
     Returns:
       The network, with layers conv1, stage1_block1, ..., bn1, dense.
@@ -79,7 +98,7 @@ def preact_resnet(
     if depth not in PREACT_DEPTHS:
         raise ValueError(f"depth must be one of {', '.join(map(str, PREACT_DEPTHS))}, got {depth}")
     blocks = ((depth - 2) // 6,) * 3
-    return functional(ResNet(PreactBlock, blocks, num_classes, _positive(width), channels, nnx.Rngs(key)))
+    return _build(PreactBlock, blocks, num_classes, width, channels, conv_general_dilated, key)
 
 
 class BasicBlock(nnx.Module):
@@ -87,14 +106,14 @@ class BasicBlock(nnx.Module):
 
     preactivated = False
 
-    def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
-        self.conv1 = convolution(inputs, outputs, 3, stride, rngs)
+    def __init__(self, inputs: int, outputs: int, stride: int, convolution: Convolution):
+        self.conv1 = convolution(inputs, outputs, 3, stride)
         self.bn1 = BatchNorm(outputs)
-        self.conv2 = convolution(outputs, outputs, 3, 1, rngs)
+        self.conv2 = convolution(outputs, outputs, 3, 1)
         self.bn2 = BatchNorm(outputs)
         self.projects = stride != 1 or inputs != outputs
         if self.projects:
-            self.shortcut = convolution(inputs, outputs, 1, stride, rngs)
+            self.shortcut = convolution(inputs, outputs, 1, stride)
             self.shortcut_bn = BatchNorm(outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -108,14 +127,14 @@ class PreactBlock(nnx.Module):
 
     preactivated = True
 
-    def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, stride: int, convolution: Convolution):
         self.bn1 = BatchNorm(inputs)
-        self.conv1 = convolution(inputs, outputs, 3, stride, rngs)
+        self.conv1 = convolution(inputs, outputs, 3, stride)
         self.bn2 = BatchNorm(outputs)
-        self.conv2 = convolution(outputs, outputs, 3, 1, rngs)
+        self.conv2 = convolution(outputs, outputs, 3, 1)
         self.projects = stride != 1 or inputs != outputs
         if self.projects:
-            self.shortcut = convolution(inputs, outputs, 1, stride, rngs)
+            self.shortcut = convolution(inputs, outputs, 1, stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, inputs) to (B, H / stride, W / stride, outputs)."""
@@ -130,12 +149,13 @@ class ResNet(nnx.Module):
     BatchNorm and relu stand after the stem, or in front of the head if the blocks activate their inputs themselves.
 
     Args:
-      block: makes a block from (inputs, outputs, stride, rngs); ``block.preactivated`` says where bn1 stands.
+      block: makes a block from (inputs, outputs, stride, convolution); ``block.preactivated`` says where bn1 stands.
       blocks: number of blocks of each stage.
       num_classes: number of logits.
       width: channels of the first stage.
       channels: C of the images.
-      rngs: random keys for the initial weights.
+      convolution: makes a convolution from (inputs, outputs, size, stride).
+      rngs: random keys for the weights of the head.
     """
 
     def __init__(
@@ -145,10 +165,11 @@ class ResNet(nnx.Module):
         num_classes: int,
         width: int,
         channels: int,
+        convolution: Convolution,
         rngs: nnx.Rngs,
     ):
         self.preactivated = block.preactivated
-        self.conv1 = convolution(channels, width, 3, 1, rngs)
+        self.conv1 = convolution(channels, width, 3, 1)
         self.names: list[str] = []
         inputs = width
         for stage, count in enumerate(blocks):
@@ -156,7 +177,7 @@ class ResNet(nnx.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
-                setattr(self, name, block(inputs, outputs, stride, rngs))
+                setattr(self, name, block(inputs, outputs, stride, convolution))
                 self.names.append(name)
                 inputs = outputs
         self.bn1 = BatchNorm(inputs if block.preactivated else width)
@@ -172,21 +193,31 @@ class ResNet(nnx.Module):
         return self.dense(x.mean((1, 2)))
 
 
-def convolution(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution without bias, zero-padded by (size - 1) / 2 on each side."""
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=he_normal,
-        rngs=rngs,
-    )
-
-
-def _positive(width: int) -> int:
+def _build(
+    block: type[BasicBlock] | type[PreactBlock],
+    blocks: Sequence[int],
+    num_classes: int,
+    width: int,
+    channels: int,
+    convolve: Convolve,
+    key: jax.Array,
+) -> Network:
+    """The network of `ResNet`, its convolutions without bias and zero-padded by (size - 1) / 2 on each side."""
     if width < 1:
         raise ValueError(f"width must be a positive number of channels, got {width}")
-    return width
+    rngs = nnx.Rngs(key)
+
+    def convolution(inputs: int, outputs: int, size: int, stride: int) -> nnx.Conv:
+        return nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=stride,
+            padding=size // 2,
+            use_bias=False,
+            kernel_init=he_normal,
+            conv_general_dilated=convolve,
+            rngs=rngs,
+        )
+
+    return functional(ResNet(block, blocks, num_classes, width, channels, convolution, rngs))
