@@ -56,7 +56,9 @@ CANDIDATES = {
         "l0": [Setting("l0", t, 0.1, ramp=0.8, weight_decay=5e-4) for t in (5e-3, 1e-2)],
     },
     "lenet5": {
-        "transformed l1": [Setting("transformed_l1", *s) for s in ((7e-4, 0.1, 0.1), (3.5e-4, 0.1, 0.05))],
+        "transformed l1": [Setting("transformed_l1", t, 0.1) for t in (2.3e-4, 5.5e-4, 7e-4)],
+        "l1": [Setting("l1", t, 0.1) for t in (2e-3, 3e-3)],
+        "l0": [Setting("l0", t, 0.1, ramp=0.8, weight_decay=5e-4) for t in (5e-3, 1e-2)],
     },
 }
 
