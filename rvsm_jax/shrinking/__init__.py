@@ -1,0 +1,28 @@
+"""Networks that really shrink: what zeros have made useless is removed from any JAX function, by its jaxpr.
+
+    small_fn, small_variables, report = shrink(fn, variables, example)      # the same outputs
+    small_state = report.take(optimizer_state)                              # and training goes on
+
+`fn` is traced and its calls inlined (`program`); known values go forwards through the operations (`analysis`), boxes of
+what is needed go backwards (`plan`), and the small function runs the same operations on what is left (`small`). Each
+kind of operation has a rule that answers for it (`rule`, `rules`); `register` adds one.
+"""
+
+from rvsm_jax.shrinking.program import ShrinkError
+from rvsm_jax.shrinking.removal import Folded, shrink
+from rvsm_jax.shrinking.report import Change, Layer, Leaf, Report
+from rvsm_jax.shrinking.rule import Facts, Known, Rule, register
+
+__all__ = [
+    "Change",
+    "Facts",
+    "Folded",
+    "Known",
+    "Layer",
+    "Leaf",
+    "Report",
+    "Rule",
+    "ShrinkError",
+    "register",
+    "shrink",
+]
