@@ -16,8 +16,6 @@ import numpy as np
 from rvsm_jax.shrinking.program import Operation, Program
 from rvsm_jax.shrinking.rule import Facts, Known, rule_of
 
-FAST_COMPILATION = {"xla_backend_optimization_level": 0}  # it runs once
-
 
 class Analysis(NamedTuple):
     """What is known of every value of a program.
@@ -33,22 +31,24 @@ class Analysis(NamedTuple):
     depends: frozenset[int]
 
 
-def analyse(program: Program, leaves: Sequence[Any], fixed: Sequence[Any], fold: bool) -> Analysis:
-    """Evaluates a program as far as the variables alone decide.
+Analyst = Callable[[Sequence[Any], Sequence[Any], bool], Analysis]
+
+
+def analyst(program: Program) -> Analyst:
+    """The evaluation of a program as far as the variables alone decide.
 
     Args:
       program: of the probe's batch size.
-      leaves: the variables.
-      fixed: for each leaf a mask of the zeros that are not pruned and may become anything, or None.
-      fold: whether known values are kept beside the masks.
 
     Returns:
-      The analysis.
+      ``(leaves, fixed, fold) -> analysis``: leaves are the variables; fixed has for each a mask of the zeros that are
+      not pruning and may become anything, or None; fold keeps the known values beside the masks.
     """
     depends = dependent(program)
+    read = sorted({v for op in program.operations for v in op.inputs})
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION if jax.default_backend() == "cpu" else None)
-    def run(leaves: Sequence[Any], fixed: Sequence[Any]) -> tuple[dict[int, Any], dict[int, Any]]:
+    @functools.partial(jax.jit, static_argnums=2, compiler_options=quick_compilation())
+    def run(leaves: Sequence[Any], fixed: Sequence[Any], fold: bool) -> tuple[dict[int, Any], dict[int, Any]]:
         values = {v: Known(jnp.asarray(x), mask) for v, x, mask in zip(program.leaves, leaves, fixed, strict=True)}
         for v in program.arguments:
             aval = program.avals[v]
@@ -58,12 +58,18 @@ def analyse(program: Program, leaves: Sequence[Any], fixed: Sequence[Any], fold:
         for op in program.operations:
             found = rule_of(op).known(op, [values[v] for v in op.inputs])
             values |= dict(zip(op.outputs, found, strict=True))
-        read = {v for op in program.operations for v in op.inputs}
-        kept = {v: values[v] for v in read} if fold else {}
-        return {v: values[v].active for v in read}, kept
+        return {v: values[v].active for v in read}, {v: values[v] for v in read} if fold else {}
 
-    active, known = run(list(leaves), list(fixed))
-    return Analysis(active, known, depends)
+    def analyse(leaves: Sequence[Any], fixed: Sequence[Any], fold: bool) -> Analysis:
+        active, known = run(list(leaves), list(fixed), fold)
+        return Analysis(active, known, depends)
+
+    return analyse
+
+
+def quick_compilation() -> dict[str, Any] | None:
+    """Compiler options for what runs once."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def dependent(program: Program) -> frozenset[int]:

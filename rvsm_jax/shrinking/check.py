@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvsm_jax.shrinking.analysis import FAST_COMPILATION
+from rvsm_jax.shrinking.analysis import quick_compilation
 from rvsm_jax.shrinking.boxes import Box, cut, whole
 from rvsm_jax.shrinking.plan import Plan
 from rvsm_jax.shrinking.program import Program, ShrinkError, describe
@@ -50,8 +50,7 @@ def allowed(x: Any) -> float:
 
 def evaluate(fn: Callable, *arguments: Any) -> Any:
     """fn(*arguments), compiled quickly."""
-    options = FAST_COMPILATION if jax.default_backend() == "cpu" else None
-    return jax.jit(fn, compiler_options=options)(*arguments)
+    return jax.jit(fn, compiler_options=quick_compilation())(*arguments)
 
 
 def require_equal(

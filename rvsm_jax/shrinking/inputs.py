@@ -49,7 +49,7 @@ def _check_leaf(path: str, leaf: Any) -> None:
         raise ShrinkError(f"variables must be a tree of arrays, but {path!r} is {leaf!r}; keep it inside fn")
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ShrinkError(f"variables must not hold random keys, but {path!r} is one; keep it inside fn")
-    if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(jnp.asarray(leaf)).all()):
+    if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
         raise ShrinkError(f"variables must be finite, but {path!r} holds an infinity or a NaN")
 
 

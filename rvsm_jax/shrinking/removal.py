@@ -1,37 +1,22 @@
 """`shrink`: a function and its variables without what zeros have made useless."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvsm_jax.shrinking import rules  # noqa: F401  (registers the rules)
-from rvsm_jax.shrinking.analysis import analyse
-from rvsm_jax.shrinking.boxes import small_shape
 from rvsm_jax.shrinking.check import evaluate, require_equal
+from rvsm_jax.shrinking.function import Folded, probe, small_function
 from rvsm_jax.shrinking.inputs import abstract, random_like, read_variables
 from rvsm_jax.shrinking.plan import Plan, is_whole, plan
-from rvsm_jax.shrinking.program import Program, ShrinkError, like, trace, with_growth
+from rvsm_jax.shrinking.program import Program, ShrinkError, like, trace
 from rvsm_jax.shrinking.report import Report, cut_leaf, make_report
 from rvsm_jax.shrinking.rule import RULES
-from rvsm_jax.shrinking.small import run, stored_box
+from rvsm_jax.shrinking.small import stored_box
 
-PROBES = (3, 5)  # batch sizes at which a function is traced to see which axes grow
-CHECK = 4  # and at which the small function is checked
-
-
-class Folded(NamedTuple):
-    """The variables of a small function with folded constants.
-
-    Attributes:
-      variables: the tree of variables, smaller.
-      constants: what constant channels contribute, by operation.
-    """
-
-    variables: Any
-    constants: dict[str, Any]
+CHECK = 4  # the batch size at which the small function is checked; the probe's are others
 
 
 def shrink(
@@ -67,8 +52,8 @@ def shrink(
 
     Returns:
       small_fn, its variables, and a report. small_fn takes any batch size; its variables are the same tree with
-      smaller leaves (of size 0 where nothing is left), or a `Folded` with "fold". If nothing can be removed, fn and
-      the variables themselves.
+      smaller leaves (of size 0 where nothing is left), or a `Folded` with "fold". If nothing can be removed, they are
+      fn and the variables themselves. A variable that fn returns as it is comes back in its small shape.
 
     Raises:
       ShrinkError: a ValueError, if fn, its variables, the masks or the example cannot be used, if the result differs
@@ -83,8 +68,8 @@ def shrink(
     _check_options(fn, round_to, constants, gathers)
     given = read_variables(variables, masks)
     tree = jax.tree.unflatten(given.treedef, given.leaves)
-    program = probe(fn, tree, example)
-    facts = analyse(program, given.leaves, given.fixed, constants == "fold")
+    program, analyse = probe(fn, tree, example)
+    facts = analyse(given.leaves, given.fixed, constants == "fold")
     free = frozenset(k for k, v in enumerate(program.outputs) if v in program.leaves)
     found = plan(program, facts, round_to=round_to, gathers=gathers, free=free)
     small_leaves = cut_leaves(program, found, given.leaves)
@@ -95,69 +80,13 @@ def shrink(
     error = _checked(fn, tree, small_fn, small, example, program, found, small_leaves)
     report = make_report(program, found, given, small_leaves, abstract(example), error)
     if all(is_whole(found.boxes[v]) for v in program.leaves) and not folded:
-        return fn, Folded(tree, {}) if constants == "fold" else tree, report
+        return fn, tree, report
     return small_fn, small, report
-
-
-def probe(fn: Callable, variables: Any, example: Any) -> Program:
-    """The program of fn at the probe's batch size, knowing which axes grow."""
-    programs = [trace(fn, abstract(variables), abstract(example, batch), tuple(RULES)) for batch in PROBES]
-    return with_growth(*programs)
 
 
 def cut_leaves(program: Program, found: Plan, leaves: Sequence[Any]) -> list[Any]:
     """The parts of the variables that are kept."""
     return [cut_leaf(leaf, stored_box(found, v, np.ndim(leaf))) for leaf, v in zip(leaves, program.leaves, strict=True)]
-
-
-def small_function(fn: Callable, variables: Any, example: Any, program: Program, found: Plan) -> Callable:
-    """The function of the small variables, for any batch size.
-
-    Args:
-      fn: the function.
-      variables: shapes of its variables.
-      example: an x or its shape.
-      program: the probe's program.
-      found: its plan.
-
-    Returns:
-      small_fn.
-    """
-    leaves = jax.tree.leaves(variables)
-    treedef: Any = jax.tree.structure(variables)
-    x_tree: Any = jax.tree.structure(example)
-    paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(variables)]
-    shapes = [small_shape(program.shape(v), stored_box(found, v, len(program.shape(v)))) for v in program.leaves]
-    traced: dict[Any, Program] = {}
-
-    def program_for(small: Sequence[Any], x: Any) -> Program:
-        key = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(x)), tuple(str(s.dtype) for s in small)
-        if key not in traced:
-            pairs = zip(leaves, small, strict=True)
-            whole_leaves = [jax.ShapeDtypeStruct(leaf.shape, s.dtype) for leaf, s in pairs]
-            original = jax.tree.unflatten(treedef, whole_leaves)
-            traced[key] = like(trace(fn, original, abstract(x), tuple(RULES)), program)
-        return traced[key]
-
-    def small_fn(variables: Any, x: Any) -> Any:
-        tree, constants = variables if isinstance(variables, Folded) else (variables, {})
-        small, structure = jax.tree.leaves(tree), jax.tree.structure(tree)
-        if structure != treedef:
-            raise ShrinkError(f"the small variables must have the structure {treedef}, got {structure}")
-        for path, leaf, shape in zip(paths, small, shapes, strict=True):
-            if np.shape(leaf) != shape:
-                raise ShrinkError(f"the small variable {path!r} must have shape {shape}, got {np.shape(leaf)}")
-        if set(constants) != {str(i) for i in found.folded}:
-            raise ShrinkError(f"want the folded constants {sorted(map(str, found.folded))}, got {sorted(constants)}")
-        if jax.tree.structure(x) != x_tree:
-            raise ShrinkError(f"x must have the structure of the example, {x_tree}, got {jax.tree.structure(x)}")
-        small, x = [jnp.asarray(leaf) for leaf in small], jax.tree.map(jnp.asarray, x)
-        now = program_for(small, x)
-        folded = {int(i): array for i, array in constants.items()}
-        outputs = run(now, found, small, jax.tree.leaves(x), folded)
-        return jax.tree.unflatten(now.out_tree, map(jnp.asarray, outputs))
-
-    return small_fn
 
 
 def _checked(

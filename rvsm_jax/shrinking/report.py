@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvsm_jax.shrinking.boxes import Box, cut, small_shape, whole
+from rvsm_jax.shrinking.boxes import Box, cut, same, small_shape, whole
 from rvsm_jax.shrinking.inputs import Variables
 from rvsm_jax.shrinking.plan import Plan
 from rvsm_jax.shrinking.program import Operation, Program, ShrinkError, describe
@@ -21,8 +21,8 @@ Origins = dict[int, tuple[tuple[str, ...], bool]]
 class Change(NamedTuple):
     """A number before and after."""
 
-    before: int
-    after: int
+    before: Any
+    after: Any
 
     @property
     def share(self) -> float:
@@ -66,6 +66,20 @@ class Layer(NamedTuple):
     multiply_adds: Change
 
 
+class Cost(NamedTuple):
+    """Work and time of a call on this machine.
+
+    Attributes:
+      batch: its batch size.
+      operations: floating-point operations, as the compiler counts them.
+      seconds: median time.
+    """
+
+    batch: int
+    operations: Change
+    seconds: Change
+
+
 class Report(NamedTuple):
     """What `shrink` has done; ``print`` it for a table.
 
@@ -78,6 +92,7 @@ class Report(NamedTuple):
       plan: what the small function keeps.
       treedef: the structure of the variables.
       example: the argument's shapes.
+      costs: of calls on this machine, if they were measured (`measure`).
     """
 
     leaves: tuple[Leaf, ...]
@@ -88,6 +103,7 @@ class Report(NamedTuple):
     plan: Plan
     treedef: Any
     example: Any
+    costs: tuple[Cost, ...] = ()
 
     @property
     def parameters(self) -> Change:
@@ -137,7 +153,10 @@ class Report(NamedTuple):
             for layer in self.layers
         ]
         leaves = [{"path": x.path, "before": list(x.before), "after": list(x.after)} for x in self.leaves]
-        lists = {"kept_whole": list(self.kept_whole), "inlined": list(self.inlined)}
+        lists: dict[str, Any] = {"kept_whole": list(self.kept_whole), "inlined": list(self.inlined)}
+        lists["costs"] = [
+            {"batch": c.batch, "operations": c.operations._asdict(), "seconds": c.seconds._asdict()} for c in self.costs
+        ]
         return totals | {"error": self.error, "layers": layers, "leaves": leaves} | lists
 
     def __str__(self) -> str:
@@ -147,6 +166,11 @@ class Report(NamedTuple):
         for name in ("parameters", "bytes", "multiply_adds"):
             change = getattr(self, name)
             rows.append((name.replace("_", "-"), "", "", _arrow(change), f"{change.share:.2f}"))
+        for cost in self.costs:
+            flops, ms = cost.operations, Change(*(1e3 * t for t in cost.seconds))
+            rows.append((f"operations, batch {cost.batch}", "", "", _arrow(flops), f"{flops.share:.2f}"))
+            times = f"{ms.before:.3g} -> {ms.after:.3g}"
+            rows.append((f"milliseconds, batch {cost.batch}", "", "", times, f"{ms.share:.2f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         table = [_line(row, widths) for row in rows]
         named = [("kept whole, for want of a rule", self.kept_whole), ("without their own derivative", self.inlined)]
@@ -220,32 +244,44 @@ def _channel_axis(op: Operation) -> int:
     return spec[1] if spec else len(op.out_shapes[0]) - 1
 
 
-def _take(report: Report, tree: Any) -> Any:
+def matches(report: Report, tree: Any) -> list[tuple[Any, list[Leaf] | None]]:
+    """The parts of a tree that are like the variables or an entry of theirs, with those variables; None for others."""
     variables = jax.tree.unflatten(report.treedef, report.leaves)
-    is_row = lambda x: isinstance(x, Leaf)  # noqa: E731
-    children = jax.tree.flatten(variables, is_leaf=lambda x: x is not variables)[0]
+    children = jax.tree.leaves(variables, is_leaf=lambda x: x is not variables)
     patterns: list[tuple[Any, list[Leaf]]] = [
-        (jax.tree.structure(part, is_leaf=is_row), jax.tree.leaves(part, is_leaf=is_row))
-        for part in [variables, *(child for child in children if not is_row(child))]
+        (jax.tree.structure(part, is_leaf=_is_row), jax.tree.leaves(part, is_leaf=_is_row))
+        for part in [variables, *(child for child in children if not _is_row(child))]
     ]
 
     def match(part: Any) -> list[Leaf] | None:
-        leaves, structure = jax.tree.leaves(part), jax.tree.structure(part)
-        shapes = [np.shape(leaf) for leaf in leaves]
-        fits = (rows for pattern, rows in patterns if rows and pattern == structure)
-        return next((rows for rows in fits if [row.before for row in rows] == shapes), None)
+        structure, shapes = jax.tree.structure(part), [np.shape(leaf) for leaf in jax.tree.leaves(part)]
+        fits = [rows for pattern, rows in patterns if rows and pattern == structure]
+        fits = [rows for rows in fits if [row.before for row in rows] == shapes]
+        if any(not same(a.box, b.box) for rows in fits[1:] for a, b in zip(fits[0], rows, strict=True)):
+            names = ", ".join(repr(rows[0].path) for rows in fits)
+            raise ShrinkError(
+                f"a part of the tree is like several entries of the variables, those beginning at {names}"
+            )
+        return fits[0] if fits else None
 
-    parts, structure = jax.tree.flatten(tree, is_leaf=lambda part: match(part) is not None)
-    rows = [match(part) for part in parts]
-    if not any(rows):
+    parts = jax.tree.leaves(tree, is_leaf=lambda part: match(part) is not None)
+    return [(part, match(part)) for part in parts]
+
+
+def _take(report: Report, tree: Any) -> Any:
+    found = matches(report, tree)
+    if not any(rows for _, rows in found):
         raise ShrinkError(f"no part of the tree has the structure and shapes of the variables, {report.treedef}")
-    return jax.tree.unflatten(structure, [_cut(p, r) if r else p for p, r in zip(parts, rows, strict=True)])
+    leaves = [leaf for part, rows in found for leaf in (_cut_leaves(part, rows) if rows else [part])]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _cut(part: Any, rows: Sequence[Leaf]) -> Any:
-    leaves, structure = jax.tree.flatten(part)
-    pairs = zip(leaves, rows, strict=True)
-    return jax.tree.unflatten(structure, [cut_leaf(leaf, row.box) for leaf, row in pairs])
+def _is_row(x: Any) -> bool:
+    return isinstance(x, Leaf)
+
+
+def _cut_leaves(part: Any, rows: Sequence[Leaf]) -> list[Any]:
+    return [cut_leaf(leaf, row.box) for leaf, row in zip(jax.tree.leaves(part), rows, strict=True)]
 
 
 def cut_leaf(leaf: Any, box: Box) -> Any:

@@ -40,7 +40,7 @@ class Known(NamedTuple):
     @property
     def active(self) -> jax.Array:
         """Entries that are not known to be zero."""
-        return self.mask | (self.value != 0)
+        return self.mask | (self.value != jnp.zeros((), self.value.dtype))
 
 
 class Facts(NamedTuple):

@@ -38,12 +38,18 @@ def needed(op: Operation, facts: Facts, boxes: Sequence[Box | None]) -> list[Box
     """The result's box of each operand; nothing of a summand that is zero there and depends on the argument."""
     (box,) = boxes
     assert box is not None
-    wants: list[Box | None] = [box if shape else () for shape in op.shapes]
+    wants: list[Box | None] = [_along(box, shape, op.out_shapes[0]) for shape in op.shapes]
     for position in ADDITIONS.get(op.name, ()):
         # A zero that does not depend on the argument is a variable that starts at zero, such as a bias.
-        if op.shapes[position] and facts.depends(position) and not _any(facts, position, box):
+        want = wants[position]
+        if want and facts.depends(position) and not _any(facts, position, want):
             wants[position] = None
     return wants
+
+
+def _along(box: Box, shape: tuple[int, ...], out: tuple[int, ...]) -> Box:
+    """The box of an operand, which is a scalar, or has some axes of size 1."""
+    return tuple(None if n < m else index for index, n, m in zip(box, shape, out, strict=True)) if shape else ()
 
 
 def _any(facts: Facts, position: int, box: Box) -> bool:
