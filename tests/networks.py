@@ -1,5 +1,8 @@
 """Tiny networks of many kinds and libraries, as fn(variables, x), for tests that take them apart."""
 
+import functools
+import itertools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -125,8 +128,8 @@ class Channelwise(eqx.Module):
 def plain_mlp():
     rng = np.random.default_rng(0)
     sizes = [32, 9, 7, 3]
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    variables = [(jnp.asarray(rng.normal(size=s), jnp.float32), jnp.asarray(rng.normal(size=s[1]))) for s in pairs]
+    pairs = itertools.pairwise(sizes)
+    variables = [(jnp.asarray(rng.normal(size=s)), jnp.asarray(rng.normal(size=s[1]))) for s in pairs]
 
     def fn(variables, x):
         x = x.reshape(x.shape[0], -1)
@@ -142,18 +145,14 @@ def plain_convolutions():
     rng = np.random.default_rng(1)
     shapes = {"a": (4, 2, 3, 3), "b": (6, 4, 3, 3), "c": (3, 6, 2, 2)}
     variables = {k: jnp.asarray(rng.normal(size=s) / 3, jnp.float32) for k, s in shapes.items()}
-    numbers = ("NCHW", "OIHW", "NCHW")
+    convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NCHW", "OIHW", "NCHW"))
 
     def fn(variables, x):
         x = x.transpose(0, 3, 1, 2)
-        x = jnp.tanh(
-            lax.conv_general_dilated(x, variables["a"], (1, 1), "SAME", rhs_dilation=(2, 2), dimension_numbers=numbers)
-        )
-        y = lax.conv_general_dilated(x, variables["b"], (2, 2), "SAME", dimension_numbers=numbers)
+        x = jnp.tanh(convolve(x, variables["a"], (1, 1), "SAME", rhs_dilation=(2, 2)))
+        y = convolve(x, variables["b"], (2, 2), "SAME")
         y = jax.nn.relu(y + jnp.pad(x[:, :, ::2, ::2], ((0, 0), (1, 1), (0, 0), (0, 0))))
-        y = lax.conv_general_dilated(
-            y, variables["c"], (1, 1), ((1, 0), (0, 1)), lhs_dilation=(2, 2), dimension_numbers=numbers
-        )
+        y = convolve(y, variables["c"], (1, 1), ((1, 0), (0, 1)), lhs_dilation=(2, 2))
         return jnp.max(y, (2, 3))
 
     return fn, variables
@@ -185,7 +184,7 @@ NETWORKS = {
 }
 
 
-def pruned(variables, rng, share=0.5, dtype=np.float64):
+def pruned(variables, rng, share=0.9, dtype=np.float64):
     """Random variables: of each leaf, slices along some axes zeroed at random; small leaves are jittered first."""
 
     def prune(leaf):

@@ -1,57 +1,207 @@
-"""Shrunk networks give what the masked ones give: the library's own networks, exact outputs, honest counts."""
+"""Shrunk networks give what the masked ones give, in every library, and are exactly as small as they should be."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rvsm_jax import models
-from rvsm_jax.shrinking import shrink
-
-KEY = jax.random.key(0)
-NETWORKS = {
-    "lenet5": (lambda: models.lenet5(KEY, image_shape=(16, 16, 1)), (16, 16, 1)),
-    "lenet_300_100": (lambda: models.lenet_300_100(KEY, image_shape=(8, 8, 1)), (8, 8, 1)),
-    "preact_resnet20": (lambda: models.preact_resnet(KEY, width=4), (8, 8, 3)),
-    "resnet18": (lambda: models.resnet18(KEY, width=4), (8, 8, 3)),
-}
+from rvsm_jax.shrinking import Folded, shrink
+from rvsm_jax.shrinking.check import evaluate
+from tests.networks import KEY, NETWORKS, of_library, pruned
 
 
-def evaluation(network):
-    return lambda variables, x: network.forward(variables["params"], variables["state"], x, None, False)[0]
+@functools.cache
+def built(name):
+    make, shape = NETWORKS[name]
+    return *make(), shape
 
 
-def pruned(network, rng, share=0.5, filters=False):
-    """Zeroes input channels (or filters) of every kernel; biases and statistics get any values."""
-
-    def prune(path, leaf):
-        leaf = np.array(leaf)
-        if leaf.ndim < 2:
-            return jnp.asarray(leaf + 0.2 * rng.normal(size=leaf.shape).astype(leaf.dtype) ** 2)
-        axis = leaf.ndim - (1 if filters else 2)
-        gone = rng.random(leaf.shape[axis]) < share
-        if leaf.shape[axis] > 3 and not (filters and "dense2" in path) and "dense3" not in path:
-            np.moveaxis(leaf, axis, 0)[gone] = 0
-        return jnp.asarray(leaf)
-
-    tree = {"params": network.params, "state": network.state}
-    return jax.tree_util.tree_map_with_path(lambda path, x: prune(jax.tree_util.keystr(path), x), tree)
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def assert_close(a, b, tolerance):
-    np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=0, atol=tolerance * float(jnp.abs(a).max()))
+    scale = float(jnp.abs(a).max())
+    np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("filters", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks_of_the_library_shrink_exactly(name, filters):
-    make, shape = NETWORKS[name]
-    network, rng = make(), np.random.default_rng(1)
-    fn, variables = evaluation(network), pruned(network, rng, filters=filters)
-    small_fn, small, report = shrink(fn, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    x = jnp.asarray(rng.normal(size=(7, *shape)), jnp.float32)
-    assert_close(fn(variables, x), jax.jit(small_fn)(small, x), 1e-5)
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (variables, small)]
-    assert tuple(report.parameters) == tuple(sizes)
+def assert_same_outputs(name, seed, dtype, tolerance, **options):
+    fn, variables, shape = built(name)
+    rng = np.random.default_rng(seed)
+    variables = pruned(variables, rng, dtype=dtype)
+    small_fn, small, report = shrink(fn, variables, jax.ShapeDtypeStruct((1, *shape), dtype), **options)
+    x = jnp.asarray(rng.normal(size=(4, *shape)), dtype)
+    assert_close(evaluate(fn, variables, x), evaluate(small_fn, small, x), tolerance)
     assert report.kept_whole == () and report.inlined == ()
-    assert report.multiply_adds.after < report.multiply_adds.before or filters
+    assert report.parameters == (count(variables), count(small))
+    return report
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_random_masks_change_nothing_in_float64(name):
+    cases, shrunk = 4 if name in ("lenet5", "preact_resnet", "resnet18", "ensemble") else 20, []
+
+    @settings(max_examples=cases, deadline=None, database=None, derandomize=True)
+    @given(
+        seed=st.integers(0, 10**6),
+        constants=st.sampled_from(["keep", "fold"]),
+        gathers=st.sampled_from(["paying", "always"]),
+        round_to=st.sampled_from([1, 1, 2, 3]),
+    )
+    def check(seed, **options):
+        report = assert_same_outputs(name, seed, np.float64, 1e-12, **options)
+        shrunk.append(report.parameters.share < 1 and report.multiply_adds.share < 1)
+
+    with jax.enable_x64(True):
+        check()
+    assert sum(shrunk) > len(shrunk) / 3
+
+
+@pytest.mark.parametrize("name", ["lenet5", "preact_resnet", "linen_vgg", "nnx_separable", "equinox", "mlp"])
+def test_outputs_agree_in_float32(name):
+    assert_same_outputs(name, 5, np.float32, 1e-5)
+
+
+def resnet20():
+    return of_library(models.preact_resnet(KEY, width=8))
+
+
+def test_inner_channels_of_a_resnet_go_and_leave_what_arithmetic_says():
+    """Half of conv2's inputs: conv1's filters, bn2's vectors and conv2's slices go, each by half; no more, no less."""
+    fn, variables = resnet20()
+    expected = count(variables)
+    for block, layers in variables["params"].items():
+        if "block" not in block:
+            continue
+        kernel = layers["conv2"]["kernel"]
+        layers["conv2"]["kernel"] = kernel.at[:, :, ::2].set(0)
+        half = kernel.shape[2] // 2
+        expected -= half * (layers["conv1"]["kernel"].size // kernel.shape[2] + 9 * kernel.shape[3] + 4)
+    small_fn, small, report = shrink(fn, variables, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    assert count(small) == expected == report.parameters.after
+    assert small["params"]["stage2_block1"]["conv1"]["kernel"].shape == (3, 3, 8, 8)
+    np.testing.assert_array_equal(
+        small["params"]["stage2_block1"]["conv1"]["kernel"],
+        variables["params"]["stage2_block1"]["conv1"]["kernel"][..., 1::2],
+    )
+    inner = next(x for x in report.layers if x.name == "params/stage1_block2/conv2/kernel")
+    assert inner.inputs == (8, 4) and inner.outputs == (8, 8) and inner.multiply_adds == (64 * 9 * 64, 64 * 9 * 32)
+    small_again, same, _ = shrink(small_fn, small, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    assert small_again is small_fn and same is not None and count(same) == count(small)
+
+
+def test_a_network_with_nothing_to_remove_comes_back_unchanged():
+    fn, variables = resnet20()
+    for constants in ("keep", "fold"):
+        same_fn, same, report = shrink(fn, variables, jnp.ones((2, 8, 8, 3)), constants=constants)
+        assert same_fn is fn
+        assert all(a is b for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(variables), strict=True))
+        assert report.parameters.share == report.multiply_adds.share == 1.0
+
+
+@pytest.mark.parametrize("constants", ["keep", "fold"])
+def test_a_network_with_everything_removed_gives_its_constant(constants):
+    fn, variables = resnet20()
+    variables["params"] = jax.tree.map(lambda w: w * 0 if w.ndim > 1 else w, variables["params"])
+    variables["params"]["dense"]["bias"] = jnp.arange(10.0)
+    small_fn, small, report = shrink(fn, variables, jnp.ones((2, 8, 8, 3)), constants=constants)
+    np.testing.assert_array_equal(small_fn(small, jnp.ones((3, 8, 8, 3))), jnp.tile(jnp.arange(10.0), (3, 1)))
+    assert report.parameters.after == 10 and report.multiply_adds.after == 0
+
+
+def shifted():
+    """A convolution with a zero filter, a shift behind it, and a padded convolution that reads the constant."""
+    rng = np.random.default_rng(0)
+    variables = {
+        "a": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32).at[..., 1].set(0),
+        "shift": jnp.array([0.1, 0.7, -0.2, 0.3]),
+        "b": jnp.asarray(rng.normal(size=(3, 3, 4, 5)), jnp.float32),
+    }
+
+    def fn(v, x):
+        y = jax.lax.conv_general_dilated(x, v["a"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = jax.nn.relu(y + v["shift"].reshape(1, 1, 1, -1))
+        return jax.lax.conv_general_dilated(y, v["b"], (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    return fn, variables
+
+
+def test_a_constant_channel_is_kept_or_folded_but_never_dropped():
+    fn, variables = shifted()
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5, 6, 2)), jnp.float32)
+    kept_fn, kept, _ = shrink(fn, variables, x)
+    assert kept_fn is fn and kept["a"].shape == (3, 3, 2, 4)
+    small_fn, small, report = shrink(fn, variables, x, constants="fold")
+    assert isinstance(small, Folded) and small.variables["a"].shape == (3, 3, 2, 3)
+    (folded,) = small.constants.values()
+    np.testing.assert_allclose(folded, 0.7 * variables["b"][:, :, 1:2], rtol=1e-6)
+    assert_close(fn(variables, x), small_fn(small, x), 1e-5)
+    negative = variables | {"shift": variables["shift"].at[1].set(-0.7)}  # relu makes it zero: it may go for good
+    _, small, report = shrink(fn, negative, x)
+    assert small["a"].shape[3] == small["b"].shape[2] == 3 and report.leaves[2].after == (3,)
+
+
+def test_widths_are_rounded_up_as_far_as_there_are_channels():
+    fn, variables = resnet20()
+    for block, layers in variables["params"].items():
+        if "block" in block:
+            layers["conv2"]["kernel"] = layers["conv2"]["kernel"].at[:, :, 3:].set(0)
+    for multiple, widths in ((1, [3, 3, 3]), (4, [4, 4, 4]), (5, [5, 5, 5]), (12, [8, 12, 12])):
+        _, small, _ = shrink(fn, variables, jnp.ones((1, 8, 8, 3)), round_to=multiple)
+        assert [small["params"][f"stage{i}_block2"]["conv2"]["kernel"].shape[2] for i in (1, 2, 3)] == widths
+
+
+def test_rounding_passes_a_flattened_image_by_channels():
+    fn, variables, shape = built("lenet5")
+    variables = jax.tree.map(lambda w: w, variables)
+    kernel = variables["params"]["dense1"]["kernel"]
+    variables["params"]["dense1"]["kernel"] = kernel.reshape(-1, 50, 500).at[:, 3:].set(0).reshape(kernel.shape)
+    _, small, _ = shrink(fn, variables, jnp.ones((1, *shape)), round_to=8)
+    assert small["params"]["conv2"]["kernel"].shape == (5, 5, 20, 8)
+    assert small["params"]["dense1"]["kernel"].shape == (8, 500)
+
+
+def test_members_of_a_stacked_ensemble_shrink_where_all_agree():
+    rng = np.random.default_rng(3)
+    w1, w2 = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 5, 6), (3, 6, 2)))
+    w2 = w2.at[:, 4].set(0).at[1, 2].set(0)
+    fn = jax.vmap(lambda v, x: jax.nn.relu(x @ v[0]) @ v[1], in_axes=(0, None))
+    _, small, _ = shrink(lambda v, x: fn(v, x).mean(0), (w1, w2), jnp.ones((1, 5)))
+    assert [w.shape for w in small] == [(3, 5, 5), (3, 5, 2)]
+
+
+def test_a_variable_returned_as_it_is_comes_back_small():
+    network = models.preact_resnet(KEY, width=4)
+    variables = {"params": network.params, "state": network.state}
+    block = variables["params"]["stage1_block1"]
+    block["conv2"]["kernel"] = block["conv2"]["kernel"].at[:, :, 1:].set(0)
+    fn = lambda v, x: network.forward(v["params"], v["state"], x, None, False)  # noqa: E731
+    small_fn, small, _ = shrink(fn, variables, jnp.ones((1, 8, 8, 3)))
+    _, state = small_fn(small, jnp.ones((2, 8, 8, 3)))
+    assert state["stage1_block1"]["bn2"]["mean"].shape == (1,)
+    jax.tree.map(np.testing.assert_array_equal, state, small["state"])
+
+
+def test_selecting_channels_of_a_stream_only_where_it_pays():
+    """A product with one output cannot pay for a selection; a wide one can. Both read less where nothing is stored."""
+    rng = np.random.default_rng(0)
+
+    def fn(v, x):
+        y = x @ v["in"]
+        return jnp.tanh(y) @ v["out"], y.sum(1)
+
+    def shapes(width, gathers):
+        variables = {
+            "in": jnp.asarray(rng.normal(size=(4, 8)), jnp.float32),
+            "out": jnp.asarray(rng.normal(size=(8, width)), jnp.float32).at[2:7].set(0).at[0].set(0),
+        }
+        _, small, _ = shrink(fn, variables, jnp.ones((1, 4)), gathers=gathers)
+        return small["in"].shape, small["out"].shape
+
+    assert shapes(1, "paying") == ((4, 8), (8, 1)) and shapes(1, "always") == ((4, 8), (2, 1))
+    assert shapes(99, "paying") == shapes(99, "always") == ((4, 8), (2, 99))

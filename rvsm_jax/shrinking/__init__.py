@@ -17,9 +17,10 @@ from rvsm_jax.shrinking.program import ShrinkError
 from rvsm_jax.shrinking.record import from_record, to_record
 from rvsm_jax.shrinking.removal import shrink
 from rvsm_jax.shrinking.report import Change, Cost, Layer, Leaf, Report
-from rvsm_jax.shrinking.rule import Facts, Known, Rule, register
+from rvsm_jax.shrinking.rule import RULES, Facts, Known, Rule, register
 
 __all__ = [
+    "RULES",
     "Change",
     "Cost",
     "Facts",

@@ -98,17 +98,15 @@ def first_difference(
     program: Program, plan: Plan, leaves: Sequence[Any], small_leaves: Sequence[Any], arguments: Sequence[Any]
 ) -> str:
     """The first operation whose small result is not the part of the whole one that it should be."""
-    boxes = tuple(whole(len(aval.shape)) for aval in program.avals)
-    wants = tuple(tuple(whole(len(shape)) for shape in op.shapes) for op in program.operations)
-    results: list[dict[int, Any]] = [{}, {}]
-    run(program, Plan(boxes, wants, {}), leaves, arguments, {}, lambda i, v, y: results[0].__setitem__(v, y))
-    run(program, plan, small_leaves, arguments, plan.folded, lambda i, v, y: results[1].__setitem__(v, y))
+    truth: dict[int, Any] = dict(zip(program.leaves, leaves, strict=True))
+    truth |= dict(zip(program.arguments, arguments, strict=True))
+    truth |= {v: jnp.asarray(x, program.avals[v].dtype) for v, x in program.constants.items()}
+    found: dict[int, Any] = {}
+    run(program, plan, small_leaves, arguments, plan.folded, lambda v, y: found.__setitem__(v, y))
     for op in program.operations:
-        for v in op.outputs:
-            if v not in results[1]:
-                continue
-            box = stored_box(plan, v, len(program.shape(v)))
-            part = cut(jnp.asarray(results[0][v]), whole(len(box)), box)
-            if difference(part, results[1][v]) > allowed(part) and not plan.folded:
+        truth |= dict(zip(op.outputs, op.bind(*(truth[v] for v in op.inputs)), strict=True))
+        for v in found.keys() & set(op.outputs):
+            part = cut(jnp.asarray(truth[v]), whole(len(program.shape(v))), _output_box(program, plan, v))
+            if difference(part, found[v]) > allowed(part):
                 return f"the first operation that differs is {describe(program, op)}"
     return "no single operation differs by more than rounding"

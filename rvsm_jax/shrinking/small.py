@@ -10,7 +10,7 @@ from rvsm_jax.shrinking.plan import Plan
 from rvsm_jax.shrinking.program import Operation, Program
 from rvsm_jax.shrinking.rule import rule_of
 
-Watch = Callable[[int, int, Any], None]  # operation, value, array
+Watch = Callable[[int, Any], None]  # value, array
 
 
 def stored_box(plan: Plan, value: int, rank: int) -> Box:
@@ -53,7 +53,7 @@ def run(
             if plan.boxes[v] is not None:
                 values[v] = y
                 if watch is not None:
-                    watch(i, v, y)
+                    watch(v, y)
     return [values[v] if v in values else _nothing(program, v) for v in program.outputs]
 
 
