@@ -50,7 +50,8 @@ def follow(fn: Callable, small_variables: Any, report: Report, example: Any = No
     example = report.example if example is None else example
     program, analyse = probe(fn, variables, example)
     leaves = jax.tree.leaves(variables)
-    facts = analyse(leaves, [None] * len(leaves), False)
+    fixed = [_kept(row) & (leaf == 0) for row, leaf in zip(report.leaves, leaves, strict=True)]
+    facts = analyse(leaves, fixed, False)
     returned = _returned(program, report)
     outputs = {k: row.box for k, row in returned.items() if not is_empty(row.box)}
     found = plan(program, facts, outputs=outputs, free=frozenset(returned), gathers="always")
@@ -64,6 +65,13 @@ def _with_zeros(row: Leaf, leaf: Any) -> jax.Array:
     original = np.zeros(row.before, leaf.dtype)
     original[np.ix_(*map(axis_of, row.box, row.before))] = np.asarray(leaf)
     return jnp.asarray(original)
+
+
+def _kept(row: Leaf) -> jax.Array:
+    """A mask of what was kept, zeros among it, which may become anything."""
+    mask = np.zeros(row.before, bool)
+    mask[np.ix_(*map(axis_of, row.box, row.before))] = True
+    return jnp.asarray(mask)
 
 
 def _returned(program: Program, report: Report) -> Mapping[int, Leaf]:

@@ -50,7 +50,7 @@ def probe(fn: Callable, variables: Any, example: Any) -> tuple[Program, Analyst]
     """
     trees = abstract(variables), abstract(example, PROBES[0])
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(trees))
-    key = jax.tree.structure(trees), shapes, tuple(map(id, RULES.values()))
+    key = jax.tree.structure(trees), shapes, tuple(map(id, RULES.values())), jnp.result_type(float)
     known = _PROBED.setdefault(fn, {}) if inspect.isfunction(fn) else {}  # a callable object may have changed
     if key not in known:
         programs = [trace(fn, trees[0], abstract(example, batch), tuple(RULES)) for batch in PROBES]
@@ -80,7 +80,8 @@ def small_function(fn: Callable, variables: Any, example: Any, program: Program,
     traced: dict[Any, Program] = {}
 
     def program_for(small: Sequence[Any], x: Any) -> Program:
-        key = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(x)), tuple(str(s.dtype) for s in small)
+        arrays = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(x))
+        key = arrays, tuple(str(s.dtype) for s in small), jnp.result_type(float)
         if key not in traced:
             pairs = zip(leaves, small, strict=True)
             whole_leaves = [jax.ShapeDtypeStruct(leaf.shape, s.dtype) for leaf, s in pairs]
