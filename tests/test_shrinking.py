@@ -15,7 +15,7 @@ from rvsm_jax.shrinking.check import evaluate
 from tests.networks import KEY, NETWORKS, of_library, pruned
 
 LARGE = dict.fromkeys(("lenet5", "preact_resnet", "resnet18", "ensemble"), 4)
-CASES = LARGE | {"mlp": 40, "lenet_300_100": 40}
+CASES = LARGE | {"mlp": 50, "linen_groupnorm": 10, "linen_attention": 10}
 
 
 @functools.cache
@@ -39,7 +39,8 @@ def assert_same_outputs(name, seed, dtype, tolerance, **options):
     variables = pruned(variables, rng, dtype=dtype)
     small_fn, small, report = shrink(fn, variables, jax.ShapeDtypeStruct((1, *shape), dtype), **options)
     x = jnp.asarray(rng.normal(size=(4, *shape)), dtype)
-    assert_close(evaluate(fn, variables, x), evaluate(small_fn, small, x), tolerance)
+    with jax.default_matmul_precision("highest"):  # as compiled for the check
+        assert_close(evaluate(fn, variables, x), evaluate(small_fn, small, x), tolerance)
     assert report.kept_whole == () and report.inlined == ()
     assert report.parameters == (count(variables), count(small))
     if not isinstance(small, Folded):
@@ -67,13 +68,20 @@ def test_random_masks_change_nothing_in_float64(name):
     assert sum(shrunk) > len(shrunk) / 3
 
 
-@pytest.mark.parametrize("name", ["lenet5", "preact_resnet", "linen_vgg", "nnx_separable", "equinox", "mlp"])
+@pytest.mark.parametrize("name", ["linen_vgg", "nnx_separable", "equinox", "mlp"])
 def test_outputs_agree_in_float32(name):
     assert_same_outputs(name, 5, np.float32, 1e-5)
 
 
-def resnet20():
+@functools.cache
+def traced_once():
     return of_library(models.preact_resnet(KEY, width=8))
+
+
+def resnet20():
+    """The same function each time, and variables of one's own."""
+    fn, variables = traced_once()
+    return fn, jax.tree.map(lambda leaf: leaf, variables)
 
 
 def test_inner_channels_of_a_resnet_go_and_leave_what_arithmetic_says():
@@ -87,7 +95,7 @@ def test_inner_channels_of_a_resnet_go_and_leave_what_arithmetic_says():
         layers["conv2"]["kernel"] = kernel.at[:, :, ::2].set(0)
         half = kernel.shape[2] // 2
         expected -= half * (layers["conv1"]["kernel"].size // kernel.shape[2] + 9 * kernel.shape[3] + 4)
-    small_fn, small, report = shrink(fn, variables, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    _, small, report = shrink(fn, variables, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
     assert count(small) == expected == report.parameters.after
     assert small["params"]["stage2_block1"]["conv1"]["kernel"].shape == (3, 3, 8, 8)
     np.testing.assert_array_equal(
@@ -96,17 +104,23 @@ def test_inner_channels_of_a_resnet_go_and_leave_what_arithmetic_says():
     )
     inner = next(x for x in report.layers if x.name == "params/stage1_block2/conv2/kernel")
     assert inner.inputs == (8, 4) and inner.outputs == (8, 8) and inner.multiply_adds == (64 * 9 * 64, 64 * 9 * 32)
-    small_again, same, _ = shrink(small_fn, small, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
-    assert small_again is small_fn and same is not None and count(same) == count(small)
 
 
 def test_a_network_with_nothing_to_remove_comes_back_unchanged():
     fn, variables = resnet20()
     for constants in ("keep", "fold"):
-        same_fn, same, report = shrink(fn, variables, jnp.ones((2, 8, 8, 3)), constants=constants)
+        same_fn, same, report = shrink(fn, variables, jnp.ones((1, 8, 8, 3)), constants=constants)
         assert same_fn is fn
         assert all(a is b for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(variables), strict=True))
         assert report.parameters.share == report.multiply_adds.share == 1.0
+
+
+def test_shrinking_twice_is_shrinking_once():
+    fn, variables, shape = built("mlp")
+    variables = pruned(variables, np.random.default_rng(0), dtype=np.float32)
+    small_fn, small, report = shrink(fn, variables, jnp.ones((1, *shape)))
+    assert report.parameters.share < 1
+    assert shrink(small_fn, small, jnp.ones((1, *shape)))[:2] == (small_fn, small)
 
 
 @pytest.mark.parametrize("constants", ["keep", "fold"])
@@ -114,7 +128,7 @@ def test_a_network_with_everything_removed_gives_its_constant(constants):
     fn, variables = resnet20()
     variables["params"] = jax.tree.map(lambda w: w * 0 if w.ndim > 1 else w, variables["params"])
     variables["params"]["dense"]["bias"] = jnp.arange(10.0)
-    small_fn, small, report = shrink(fn, variables, jnp.ones((2, 8, 8, 3)), constants=constants)
+    small_fn, small, report = shrink(fn, variables, jnp.ones((1, 8, 8, 3)), constants=constants)
     np.testing.assert_array_equal(small_fn(small, jnp.ones((3, 8, 8, 3))), jnp.tile(jnp.arange(10.0), (3, 1)))
     assert report.parameters.after == 10 and report.multiply_adds.after == 0
 
@@ -178,18 +192,6 @@ def test_members_of_a_stacked_ensemble_shrink_where_all_agree():
     fn = jax.vmap(lambda v, x: jax.nn.relu(x @ v[0]) @ v[1], in_axes=(0, None))
     _, small, _ = shrink(lambda v, x: fn(v, x).mean(0), (w1, w2), jnp.ones((1, 5)))
     assert [w.shape for w in small] == [(3, 5, 5), (3, 5, 2)]
-
-
-def test_a_variable_returned_as_it_is_comes_back_small():
-    network = models.preact_resnet(KEY, width=4)
-    variables = {"params": network.params, "state": network.state}
-    block = variables["params"]["stage1_block1"]
-    block["conv2"]["kernel"] = block["conv2"]["kernel"].at[:, :, 1:].set(0)
-    fn = lambda v, x: network.forward(v["params"], v["state"], x, None, False)  # noqa: E731
-    small_fn, small, _ = shrink(fn, variables, jnp.ones((1, 8, 8, 3)))
-    _, state = small_fn(small, jnp.ones((2, 8, 8, 3)))
-    assert state["stage1_block1"]["bn2"]["mean"].shape == (1,)
-    jax.tree.map(np.testing.assert_array_equal, state, small["state"])
 
 
 def test_selecting_channels_of_a_stream_only_where_it_pays():

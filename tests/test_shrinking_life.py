@@ -15,7 +15,18 @@ from flax import nnx
 import rvsm_jax
 from rvsm_jax import models
 from rvsm_jax.models.normalisation import BatchNorm
-from rvsm_jax.shrinking import RULES, Rule, ShrinkError, follow, from_record, measure, register, shrink, to_record
+from rvsm_jax.shrinking import (
+    RULES,
+    Rule,
+    ShrinkError,
+    follow,
+    from_record,
+    measure,
+    plot_channel_norms,
+    register,
+    shrink,
+    to_record,
+)
 from tests.digits import digits
 from tests.networks import lenient
 from tests.test_shrinking import assert_close, count
@@ -92,30 +103,40 @@ class Normalised(nnx.Module):
         return self.conv2(nnx.relu(self.norm(self.conv1(x)))).mean((1, 2))
 
 
-def test_training_mode_and_batch_statistics_follow():
+def normalised():
+    """Evaluation and training mode, and variables of which conv2 reads half of its channels."""
     network = models.functional(Normalised(nnx.Rngs(0)))
     forward = lenient(network.forward)
     kernel = network.params["conv2"]["kernel"]
     params = network.params | {"conv2": network.params["conv2"] | {"kernel": kernel.at[:, :, 1:4].set(0)}}
-    variables = {"params": params, "state": network.state}
+    modes = [lambda v, x, train=train: forward(v["params"], v["state"], x, None, train) for train in (False, True)]
+    return *modes, {"params": params, "state": network.state}
 
-    def evaluated(v, x):
-        return forward(v["params"], v["state"], x, None, False)[0]
 
-    def trained(v, x):
-        return forward(v["params"], v["state"], x, None, True)
-
-    _, small, report = shrink(evaluated, variables, jnp.ones((1, 5, 5, 1)))
+def test_training_mode_and_batch_statistics_follow():
+    evaluated, trained, variables = normalised()
+    small_evaluated, small, report = shrink(evaluated, variables, jnp.ones((1, 5, 5, 1)))
     small_trained = follow(trained, small, report)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5, 5, 1)), jnp.float32)
     (logits, state), (small_logits, small_state) = jax.jit(trained)(variables, x), jax.jit(small_trained)(small, x)
     assert_close(logits, small_logits, 1e-5)
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), report.take(state), small_state)
     assert small_state["norm"]["mean"].shape == (3,) == small["params"]["norm"]["scale"].shape
+    same = small_evaluated(small, x)[1]  # a variable that is returned as it is comes back small
+    jax.tree.map(np.testing.assert_array_equal, same, small["state"])
     with pytest.raises(ShrinkError, match="needs more of the variable 'params/norm/bias' than was kept"):
         follow(lambda v, x: v["params"]["norm"]["bias"] + x.sum(), small, report)
     with pytest.raises(ShrinkError, match="must have the structure"):
         follow(trained, small["params"], report)
+
+
+def test_kept_zeros_of_a_followed_function_may_become_anything():
+    fn, variables = mlp(zero=3)
+    _, small, report = shrink(fn, variables, SHAPE, round_to=4)  # one zero row stays, to make four
+    moved = small | {"B": small["B"].at[0].set(5.0)}
+    loss = follow(lambda v, x: fn(v, x).sum(), small, report)
+    hidden = jax.nn.relu(batch() @ moved["A"] + moved["a"][None])
+    assert_close((hidden @ moved["B"] + moved["b"][None]).sum(), loss(moved, batch()), 1e-5)
 
 
 def test_a_network_that_rgsm_has_trained_shrinks_and_trains_on():
@@ -261,6 +282,16 @@ def test_a_rule_can_be_added_and_a_wrong_one_is_caught(monkeypatch):
     with pytest.raises(TypeError, match="rule must be a Rule"):
         register("erf_inv", None)
     assert isinstance(RULES["erf_inv"], Rule)
+
+
+def test_channel_norms_are_drawn_for_the_same_layers_only(tmp_path):
+    kernel = jnp.ones((3, 3, 4, 8))
+    plot_channel_norms({"a": {"c": kernel}, "b": {"c": kernel * 0}}, tmp_path / "norms.svg")
+    assert (tmp_path / "norms.svg").read_text().count("<svg") == 1
+    with pytest.raises(ValueError, match="every network needs the layers"):
+        plot_channel_norms({"a": {"c": kernel}, "b": {"d": kernel}}, tmp_path / "norms.svg")
+    with pytest.raises(ValueError, match="of no networks"):
+        plot_channel_norms({}, tmp_path / "norms.svg")
 
 
 def printed(v, x):

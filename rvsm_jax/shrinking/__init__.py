@@ -13,6 +13,7 @@ kind of operation has a rule that answers for it (`rule`, `rules`); `register` a
 from rvsm_jax.shrinking.follow import follow
 from rvsm_jax.shrinking.function import Folded
 from rvsm_jax.shrinking.measure import measure
+from rvsm_jax.shrinking.picture import plot_channel_norms
 from rvsm_jax.shrinking.program import ShrinkError
 from rvsm_jax.shrinking.record import from_record, to_record
 from rvsm_jax.shrinking.removal import shrink
@@ -34,6 +35,7 @@ __all__ = [
     "follow",
     "from_record",
     "measure",
+    "plot_channel_norms",
     "register",
     "shrink",
     "to_record",

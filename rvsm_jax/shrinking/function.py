@@ -50,13 +50,19 @@ def probe(fn: Callable, variables: Any, example: Any) -> tuple[Program, Analyst]
     """
     trees = abstract(variables), abstract(example, PROBES[0])
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(trees))
-    key = jax.tree.structure(trees), shapes, tuple(map(id, RULES.values())), jnp.result_type(float)
+    key = jax.tree.structure(trees), shapes, tuple(map(id, RULES.values())), *_settings()
     known = _PROBED.setdefault(fn, {}) if inspect.isfunction(fn) else {}  # a callable object may have changed
     if key not in known:
-        programs = [trace(fn, trees[0], abstract(example, batch), tuple(RULES)) for batch in PROBES]
+        with jax.default_matmul_precision("highest"):  # for the values of folded constants
+            programs = [trace(fn, trees[0], abstract(example, batch), tuple(RULES)) for batch in PROBES]
         program = with_growth(*programs)
         known[key] = program, analyst(program)
     return known[key]
+
+
+def _settings() -> tuple[Any, ...]:
+    """What else decides how a function is traced."""
+    return jnp.result_type(float), getattr(jax.config, "jax_default_matmul_precision", None)
 
 
 def small_function(fn: Callable, variables: Any, example: Any, program: Program, found: Plan) -> Callable:
@@ -81,7 +87,7 @@ def small_function(fn: Callable, variables: Any, example: Any, program: Program,
 
     def program_for(small: Sequence[Any], x: Any) -> Program:
         arrays = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(x))
-        key = arrays, tuple(str(s.dtype) for s in small), jnp.result_type(float)
+        key = arrays, tuple(str(s.dtype) for s in small), *_settings()
         if key not in traced:
             pairs = zip(leaves, small, strict=True)
             whole_leaves = [jax.ShapeDtypeStruct(leaf.shape, s.dtype) for leaf, s in pairs]

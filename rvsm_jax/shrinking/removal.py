@@ -77,7 +77,8 @@ def shrink(
     folded = {str(i): jnp.asarray(array) for i, array in found.folded.items()}
     small_tree = jax.tree.unflatten(given.treedef, small_leaves)
     small = Folded(small_tree, folded) if constants == "fold" else small_tree
-    error = _checked(fn, tree, small_fn, small, example, program, found, small_leaves)
+    with jax.default_matmul_precision("highest"):  # some accelerators round the factors of a product
+        error = _checked(fn, tree, small_fn, small, example, program, found, small_leaves)
     report = make_report(program, found, given, small_leaves, abstract(example), error)
     if all(is_whole(found.boxes[v]) for v in program.leaves) and not folded:
         return fn, tree, report

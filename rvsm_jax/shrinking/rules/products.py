@@ -53,7 +53,7 @@ def convolution_needed(op: Operation, facts: Facts, boxes: Sequence[Box | None])
     readable = _any_but(facts.active(0), (x_axis,))
     wanted = axis_of(box[spec.out_spec[1]], outputs)
     if groups == 1:
-        constant, _ = facts.constants(0, x_axis)
+        constant, _ = _foldable_channels(op, facts)
         c = facts.widened(np.flatnonzero(weights[wanted].any(0) & readable & ~constant))
         o, i = wanted, c
     else:
@@ -107,12 +107,19 @@ def convolution_fold(
         return None
     spec, (box,) = op.params["dimension_numbers"], boxes
     assert box is not None
-    constant, value = facts.constants(0, spec.lhs_spec[1])
+    constant, value = _foldable_channels(op, facts)
     if not constant.any():
         return None
     w = take(np.asarray(facts.value(1)), box[spec.out_spec[1]], spec.rhs_spec[0])
     constant = constant & ~_read(wants[0], spec.lhs_spec[1], len(constant))
     return _weighted(w, np.where(constant, value, 0), spec.rhs_spec[1], keepdims=True)
+
+
+def _foldable_channels(op: Operation, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
+    """Which channels are constant, if the kernel is known."""
+    axis = op.params["dimension_numbers"].lhs_spec[1]
+    constant, value = facts.constants(0, axis)
+    return constant & (not facts.depends(1)), value
 
 
 def convolution_contracted(op: Operation) -> Mapping[int, int]:
