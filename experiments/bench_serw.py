@@ -61,8 +61,8 @@ class Options(common.Options):
       seconds: how long one run should take.
     """
 
-    repeats: int = 3
-    seconds: float = 3.0
+    repeats: int = 5
+    seconds: float = 4.0
 
 
 def numba_walk() -> Callable[[int, int, float], float]:
@@ -276,7 +276,7 @@ def main(options: Options) -> None:
         loop = c_walk(pathlib.Path(folder))
         if loop is not None:
             contestants["c"] = loop
-        walkers = 4096 if options.quick else 16384
+        walkers = 4096 if options.quick else 8192
         tables = [compare(contestants, options, delta, walkers) for delta in (1e-4, 1e-8)]
     load = pathlib.Path("/proc/loadavg")
     found: dict[str, Any] = {"comparison": tables, "load": load.read_text().split()[:3] if load.exists() else None}
@@ -297,4 +297,5 @@ def report(tables: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    common.one_device_per_core()
     main(tyro.cli(Options))

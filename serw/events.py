@@ -10,19 +10,19 @@ so that its path does not depend on when the others, or the times asked for, mak
 Shapes: B walkers, d axes, K times.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from serw import generator, lattice, table
+from serw import generator, lattice, loops, table
 from serw.generator import Words, select
 from serw.statistics import Records
 from serw.table import CELLS, Table
 from serw.walk import Walk
 
-UNROLL = 4  # excursions fused into one pass over the walkers
-RUSH = 128  # excursions between two settlements, at most
+RUSH = 256  # excursions between two settlements, at most
 FAR = 1 << 30
 
 
@@ -109,7 +109,7 @@ def advance(
 def rush(
     walk: Walk, lengths: Table, walkers: Walkers, target: jax.Array, wanted: jax.Array
 ) -> tuple[Walkers, tuple[jax.Array, jax.Array]]:
-    """Up to 128 excursions of each walker, all in 32 bits and without a branch.
+    """Up to 256 excursions of each walker, all in 32 bits and without a branch.
 
     Args:
       walk: the law.
@@ -126,16 +126,11 @@ def rush(
     moved = tuple(jnp.zeros_like(left) for _ in walkers.position)
     carry = _Rush(walkers.words, moved, walkers.edge, left, active, walkers.turn, walkers.turn)
 
-    def body(_: jax.Array, carry: _Rush) -> _Rush:
-        for _i in range(UNROLL):
-            carry = _excursion(walk.dim, lengths, carry)
-        return carry
-
     far = jnp.max(jnp.where(active, left, 0)).astype(jnp.float64)
     share = active.sum(dtype=jnp.float64) / jnp.maximum(wanted.sum(dtype=jnp.float64), 1.0)
-    busy = share * (RUSH // UNROLL)  # where most are beyond the table, settle more often
-    rounds = jnp.clip(far / (4 * UNROLL * lengths.mean), 1.0, jnp.maximum(busy, 1.0)).astype(jnp.int32)
-    after = jax.lax.fori_loop(0, rounds, body, carry)
+    busy = share * RUSH  # where most are beyond the table, settle more often
+    rounds = jnp.clip(far / (4 * lengths.mean), 1.0, jnp.maximum(busy, 1.0)).astype(jnp.int32)
+    after = loops.repeated(functools.partial(_excursion, walk.dim, lengths), rounds, carry)
     position = tuple(x + dx.astype(jnp.int64) for x, dx in zip(walkers.position, after.moved, strict=True))
     walkers = walkers._replace(
         words=after.words,
@@ -172,11 +167,8 @@ def settle(
     """
     walkers = _decide(lengths, walkers, *waiting)
 
-    def longer(_: jax.Array, walkers: Walkers) -> Walkers:
-        wanted = (seen < times.shape[0]) & (walkers.start + walkers.reached < _target(times, seen))
-        return lengthen(walk, walkers, wanted)
-
-    walkers = jax.lax.fori_loop(0, 2, longer, walkers)
+    unseen = (seen < times.shape[0]) & (walkers.start + walkers.reached < _target(times, seen))
+    walkers = lengthen(walk, walkers, unseen)
     seen, records = _record(walkers, times, seen, records)
     return _turn_round(walk.dim, walkers, seen < times.shape[0]), seen, records
 
