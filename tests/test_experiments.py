@@ -38,7 +38,10 @@ def test_quickstart(tmp_path, capsys):
     assert list(rows) == list(quickstart.SETTINGS)
     assert rows["dense"]["zeros"]["mean"] == 0 and rows["transformed l1"]["zeros"]["mean"] > 20
     assert (tmp_path / "quickstart-quick.png").stat().st_size > 5000
-    assert "transformed l1" in capsys.readouterr().out
+    walk = result(tmp_path, "quickstart")["walk"]
+    assert 0 < abs(walk["simulated"] - walk["exact"]) < 4.5 * walk["standard_error"]
+    printed = capsys.readouterr().out
+    assert "transformed l1" in printed and f"{walk['exact']:.2f} exactly" in printed
 
 
 def test_rvsm_lenet(tmp_path, real_data_dir):
