@@ -37,7 +37,7 @@ class Options(common.Options):
       draws: excursions per factor of two in their length.
     """
 
-    walkers: int = 4096
+    walkers: int = 65_536
     draws: int = 60_000
 
 
