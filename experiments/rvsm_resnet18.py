@@ -24,6 +24,7 @@ import rvsm_jax
 from experiments import common
 from experiments.sparse import percent
 from rvsm_jax import data, models, train
+from rvsm_jax.step import matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +105,9 @@ def published(p: Plan, steps: int, sparse: bool, as_released: bool) -> rvsm_jax.
 
 
 def fast(p: Plan, steps: int, sparse: bool) -> rvsm_jax.Method:
-    """One cycle of the rate up to 0.2, weight decay 5e-4 on kernels; the pull inside the momentum."""
+    """One cycle of the rate up to 0.2, weight decay 5e-4 on matrices; the pull inside the momentum."""
     rate = optax.cosine_onecycle_schedule(p.epochs * steps, 0.2, pct_start=0.2)
-    decay = optax.add_decayed_weights(5e-4, mask=lambda w: jax.tree.map(lambda x: x.ndim >= 2, w))
+    decay = optax.add_decayed_weights(5e-4, mask=matrices)
     sgd = optax.chain(decay, optax.sgd(rate, momentum=0.9, nesterov=True))
     if not sparse:
         return rvsm_jax.Method(sgd, lambda params, step: params)
