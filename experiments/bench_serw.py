@@ -2,9 +2,9 @@
 
     python -m experiments.bench_serw
 
-The faster Numba loop has xoshiro128++ written out; the other one draws from Numba's own generator. Then the cost against
-walkers, steps, delta and dimension, and the peak memory of fresh processes. Results: experiments/results/bench_serw.json
-and bench_serw.png, and the table in README.md.
+The faster Numba loop has xoshiro128++ written out; the other draws from Numba's own generator. Then the cost against
+walkers, steps, delta and dimension, and the peak memory of fresh processes. Results: README.md, from
+experiments/results/bench_serw.json; bench_serw.png.
 """
 
 import ctypes
