@@ -105,6 +105,31 @@ def training(results: Results) -> str:
     return markdown(head, rows) + provenance(results, "medians; ratio to PyTorch's better layout, with quartiles")
 
 
+def no_overlap(results: Results) -> str:
+    """How often the true support is found at equal sparsity: rules and penalties against beta."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in results["equal_sparsity"]:
+        cell = f"{100 * row['recovered']:.1f} ± {100 * row['se']:.1f}"
+        found.setdefault((row["rule"], row["penalty"].replace("_", " ")), []).append(cell)
+    rows = [(f"`{rule}`", penalty, *cells) for (rule, penalty), cells in found.items()]
+    head = ("the same for all problems", "penalty", *(f"β = {beta:g}" for beta in results["betas"]))
+    how = f"% of {results['problems']} noisy problems, ± standard error, of {results['runs']:,} runs in one call"
+    return markdown(head, rows) + provenance(results, how)
+
+
+def no_overlap_rate(results: Results) -> str:
+    """Runs a second."""
+    names = {"vmapped": "one vmapped call", "jitted": "a loop over jitted runs", "numpy": "the loop in NumPy"}
+    over = {"vmapped": "", **{name: f"{quartiles(results['vmapped'][f'over {name}'])}" for name in ("jitted", "numpy")}}
+    rows = [(names[name], f"{rate:,.0f}", over[name]) for name, rate in results["runs_a_second"].items()]
+    head = (
+        f"RVSM, {results['steps']} steps, {results['dim']} weights",
+        "runs a second",
+        "the vmapped call is faster by",
+    )
+    return markdown(head, rows) + provenance(results, f"medians of {results['rounds']} rounds, quartiles")
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -113,6 +138,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
     "bench_training": training,
+    "no_overlap": no_overlap,
+    "bench_no_overlap": no_overlap_rate,
 }
 
 

@@ -71,7 +71,7 @@ def lagrangian(loss: Loss, operator: ProximalOperator, lam: Number, beta: Number
 
 def iterate(
     method: Method, gradient: Gradient, w: jax.Array, steps: int, watch: Lagrangian | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, jax.Array, Any]:
     """The weights after so many steps of a method, their sparse copy, and what was watched on the way.
 
     Args:

@@ -284,8 +284,10 @@ def checked(w: jax.Array, target: jax.Array, k: int | jax.Array) -> jax.Array:
     """
     if w.ndim != 1 or w.shape != target.shape:
         raise ValueError(f"weights and target must be vectors of one length, got shapes {w.shape} and {target.shape}")
-    if not isinstance(k, jax.core.Tracer) and (np.ndim(k) != 0 or not k >= 1 or k != int(k)):
-        raise ValueError(f"k must be an integer >= 1, got {k}")
+    if not isinstance(k, jax.core.Tracer):
+        number = np.asarray(k)
+        if number.ndim != 0 or not number >= 1 or number != np.floor(number):
+            raise ValueError(f"k must be an integer >= 1, got {k}")
     return jnp.asarray(k, w.dtype)
 
 
