@@ -150,7 +150,7 @@ def samples(options: Options) -> list[dict[str, Any]]:
         rows.append({
             "n": 10**power, "sets": count, "same_support": float(same.mean()),
             "loss_error": float(np.sqrt(np.mean((losses - exact) ** 2)) / exact),
-            "limit_error": float(np.sqrt(np.mean(np.sum((ends - w) ** 2, axis=1)))),
+            "limit_error": float(np.sqrt(np.mean(np.sum((ends - np.asarray(w)) ** 2, axis=1)))),
         })  # fmt: skip
     return rows
 
