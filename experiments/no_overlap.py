@@ -278,7 +278,7 @@ def main(options: Options) -> None:
     steps = 150 if options.quick else options.steps
     grid = jnp.asarray(settings())
     found = jax.block_until_ready(sweep(jax.random.key(options.seed), grid, problem, steps))
-    seconds = time.time() - started
+    seconds, cpu_seconds = time.time() - started, time.process_time()
     runs = grid.shape[0] * grid.shape[1] * problem.number.size
     problem = jax.tree.map(np.asarray, problem)
     grids = {name: on_grid(x) for name, x in found.items()}
@@ -291,7 +291,7 @@ def main(options: Options) -> None:
     finite = all(np.isfinite(x).all() for grid in grids.values() for x in grid.values())
     left = np.concatenate([grid["residual"].ravel() for grid in grids.values()])
     path = common.save(
-        NAME, options, started, runs=runs, steps=steps, seconds=seconds, finite=finite,
+        NAME, options, started, runs=runs, steps=steps, seconds=seconds, cpu_seconds=cpu_seconds, finite=finite,
         unfinished=float((left > 1e-4).mean()), problems=int(noisy.sum()),
         axes=AXES, thresholds=THRESHOLDS, betas=BETAS, equal_sparsity=rows, means=means,
     )  # fmt: skip

@@ -71,8 +71,9 @@ def runs_of(name: str, weights: Any, lam: jax.Array, beta: jax.Array, rate: jax.
         both = lambda w, u: jnp.stack([value(w, u), geometry.angle(w, target)])  # noqa: E731
         w, u, seen = lagrangian.iterate(method, gradient, start, steps, both)
         return {
-            "rises": jnp.diff(seen[:, 0]).max() > 1e-12,
-            "moving": jnp.max(jnp.abs(gradient(w) + beta * (w - u))) > 1e-6,
+            "rises": ~(jnp.diff(seen[:, 0]).max() <= 1e-12),
+            "moving": ~(jnp.max(jnp.abs(gradient(w) + beta * (w - u))) <= 1e-6),
+            "overflows": ~jnp.isfinite(seen).all(),
             "recovered": jnp.all((u != 0) == (target != 0)),
             "kept": jnp.mean(u != 0),
             "angle": geometry.angle(w, target),
@@ -95,10 +96,10 @@ def conditions(options: Options) -> dict[str, list[dict[str, Any]]]:
         lam = no_overlap.strength(name, threshold, beta)
         fill = lambda x: jnp.full(len(weights[0]), x, float)  # noqa: E731
         result = runs_of(name, weights, fill(lam), fill(beta), rate, steps)
-        means = {key: float(jnp.mean(x)) for key, x in result.items()}
-        found[condition].append(
-            {"penalty": name, "value": value, **means, "largest_angle": float(result["angle"].max())}
-        )
+        angle = np.asarray(result.pop("angle"))
+        row = {"penalty": name, "value": value, **{key: float(jnp.mean(x)) for key, x in result.items()}}
+        row["largest_angle"] = None if row["overflows"] else float(angle.max())
+        found[condition].append(row)
 
     for name in PENALTIES:
         for rate in RATES:
@@ -227,10 +228,9 @@ def main(options: Options) -> None:
     path = common.save(NAME, options, started, conditions=found, samples=rows, slopes=slopes, tilted=noisy)
     for condition, points in found.items():
         for p in points:
-            values = ", ".join(
-                f"{k} {p[k]:.3g}" for k in ("rises", "moving", "recovered", "kept", "largest_angle", "late")
-            )
-            print(f"{condition} {p['value']:g}, {p['penalty']}: {values}")
+            names = ("rises", "moving", "overflows", "recovered", "kept", "late")
+            values = ", ".join(f"{name} {p[name]:.3g}" for name in names)
+            print(f"{condition} {p['value']:g}, {p['penalty']}: {values}, largest angle {p['largest_angle']}")
     for row in [*rows, *noisy]:
         print(row)
     print(f"errors fall as n^k, k = {slopes}; {path}")

@@ -77,6 +77,7 @@ def test_conditions_and_samples(tmp_path):
     for point in found["conditions"]["step"]:
         assert point["rises"] == 0 if point["value"] <= 1 else True
         assert point["rises"] == 1 if point["value"] >= 1.4 else True
+        assert point["overflows"] == 0 if point["value"] <= 1 else True
     inside = [p for p in found["conditions"]["threshold"] if p["value"] <= 0.6]
     assert all(p["recovered"] == 1 for p in inside)
     assert found["samples"][1]["loss_error"] < found["samples"][0]["loss_error"]
