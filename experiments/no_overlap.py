@@ -61,7 +61,7 @@ AXES = {
     "patches": (2, 4, 8),
     "noise": (0.0, 0.03),
 }
-THRESHOLDS = np.geomspace(0.01, 0.8, 14)
+THRESHOLDS = np.geomspace(0.01, 0.8, 25)
 BETAS = np.array([0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
 
 
@@ -167,8 +167,10 @@ def on_grid(found: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     return {name: np.asarray(x, float).reshape(len(BETAS), len(THRESHOLDS), -1) for name, x in found.items()}
 
 
-def at_equal_sparsity(found: dict[str, np.ndarray], beta: int, shift: np.ndarray) -> tuple[float, np.ndarray]:
-    """The threshold at which u keeps as many weights as w* has, on average, and each problem's recovery at it.
+def at_equal_sparsity(
+    found: dict[str, np.ndarray], beta: int, shift: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The threshold at which u keeps as many weights as w* has, on average, and how each problem fares at it.
 
     Args:
       found: from ``on_grid``, of the problems to average over.
@@ -176,7 +178,7 @@ def at_equal_sparsity(found: dict[str, np.ndarray], beta: int, shift: np.ndarray
       shift: [problems]: the rule is one threshold for all problems divided by this.
 
     Returns:
-      The threshold and [problems] recoveries, linear in log threshold between the points of the grid.
+      The threshold, and recoveries and errors, [problems] each, linear in log threshold between the points of the grid.
     """
     x = np.log(THRESHOLDS)
 
@@ -190,7 +192,7 @@ def at_equal_sparsity(found: dict[str, np.ndarray], beta: int, shift: np.ndarray
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if interpolated("kept", middle).mean() > SHARE else (low, middle)
-    return float(np.exp(low)), interpolated("recovered", low)
+    return float(np.exp(low)), interpolated("recovered", low), interpolated("error", low)
 
 
 def compared(grids: dict[str, dict[str, np.ndarray]], patches: np.ndarray) -> list[dict[str, Any]]:
@@ -205,13 +207,12 @@ def compared(grids: dict[str, dict[str, np.ndarray]], patches: np.ndarray) -> li
         for place, beta in enumerate(BETAS):
             shift = shift_at(beta)
             found = {name: at_equal_sparsity(grid, place, shift) for name, grid in grids.items()}
-            for name, (threshold, recovered) in found.items():
-                (probability, error), (less, error_of_less) = (
-                    mean_and_error(x) for x in (recovered, recovered - found["l1"][1])
-                )
+            for name, (threshold, recovered, error) in found.items():
                 rows.append({
                     "rule": rule, "penalty": name, "beta": float(beta), "threshold": threshold,
-                    "recovered": probability, "se": error, "minus_l1": less, "minus_l1_se": error_of_less,
+                    "recovered": mean_and_error(recovered),
+                    "recovered_less_l1": mean_and_error(recovered - found["l1"][1]),
+                    "error": mean_and_error(error), "error_less_l1": mean_and_error(error - found["l1"][2]),
                 })  # fmt: skip
     return rows
 
@@ -257,15 +258,17 @@ def draw(means: dict[str, Any], rows: list[dict[str, Any]], path: Any) -> None:
         zeros = 100 * (1 - found["kept"][place])
         axes[1, 0].plot(zeros, found["recovered"][place], "o-", ms=3, label=name.replace("_", " "))
         axes[1, 1].plot(zeros, 100 * (1 - found["error"][place]), "o-", ms=3, label=name.replace("_", " "))
-    for name in PENALTIES:
-        chosen = [r for r in rows if r["penalty"] == name and r["rule"] == "lambda / beta"]
-        axes[1, 2].errorbar(BETAS, [r["recovered"] for r in chosen], [2 * r["se"] for r in chosen], fmt="o-", ms=3)
+    for rule, line in (("lambda / beta", "-"), ("(1 + k beta) lambda / beta", ":")):
+        for name, color in zip(PENALTIES, ("C0", "C1", "C2"), strict=True):
+            chosen = [r for r in rows if r["penalty"] == name and r["rule"] == rule]
+            mean, error = np.array([r["recovered"] for r in chosen]).T
+            axes[1, 2].errorbar(BETAS, mean, 2 * error, fmt=f"o{line}", ms=3, color=color)
     for axis in axes[1, :2]:
         axis.axvline(100 * (1 - SHARE), color="k", lw=0.7)
         axis.set_xlabel(f"zeros in u, %; β = {BETAS[place]:g}, with noise")
     axes[1, 0].set(ylabel="P(support recovered)")
     axes[1, 1].set(ylabel="1 − f(u) / f(0), %", ylim=(70, 100))
-    axes[1, 2].set(xscale="log", xlabel="β", ylabel="the same at 75 % zeros (2 s.e.)")
+    axes[1, 2].set(xscale="log", xlabel="β; dotted: (1 + kβ) λ/β fixed", ylabel="P(recovered) at 75 % zeros (2 s.e.)")
     axes[1, 0].legend(fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -297,10 +300,10 @@ def main(options: Options) -> None:
     )  # fmt: skip
     print(f"{runs:,} runs of {steps} steps in one call, {seconds:.0f} s with its compilation; {path}")
     for row in rows:
-        print(
-            f"  {row['rule']}, {row['penalty']}, beta {row['beta']:g}: {row['recovered']:.3f} ± {row['se']:.3f}"
-            f", less l1's {row['minus_l1']:+.3f} ± {row['minus_l1_se']:.3f}; threshold {row['threshold']:.3f}"
+        values = ", ".join(
+            f"{name} {row[name][0]:.3f} ± {row[name][1]:.3f}" for name in ("recovered", "recovered_less_l1", "error")
         )
+        print(f"  {row['rule']}, {row['penalty']}, beta {row['beta']:g}, threshold {row['threshold']:.3f}: {values}")
 
 
 if __name__ == "__main__":

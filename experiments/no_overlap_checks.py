@@ -102,13 +102,13 @@ def conditions(options: Options) -> dict[str, list[dict[str, Any]]]:
         row["largest_angle"] = None if row["overflows"] else float(angle.max())
         found[condition].append(row)
 
-    some = slice(None, None, 3 if options.quick else None)
+    stride = 3 if options.quick else 1
     for name in PENALTIES:
-        for rate in RATES[some]:
+        for rate in RATES[::stride]:
             add("step", rate, name, far, 0.1, allowed, rate=rate)
-        for root in ROOTS[some]:
+        for root in ROOTS[::stride]:
             add("threshold", root, name, far, root / DIM**0.5, allowed)
-        for pull in PULLS[some]:
+        for pull in PULLS[::stride]:
             add(
                 "beta",
                 pull,

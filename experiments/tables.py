@@ -109,7 +109,7 @@ def no_overlap(results: Results) -> str:
     """How often the true support is found at equal sparsity: rules and penalties against beta."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in results["equal_sparsity"]:
-        cell = f"{100 * row['recovered']:.1f} ± {100 * row['se']:.1f}"
+        cell = " ± ".join(f"{100 * x:.1f}" for x in row["recovered"])
         found.setdefault((row["rule"], row["penalty"].replace("_", " ")), []).append(cell)
     rows = [(f"`{rule}`", penalty, *cells) for (rule, penalty), cells in found.items()]
     head = ("the same for all problems", "penalty", *(f"β = {beta:g}" for beta in results["betas"]))

@@ -21,7 +21,8 @@ def test_sweep_recovers_what_the_limit_law_says(tmp_path):
         exact = np.array(found["means"][penalty]["maps"]["noise 0"]["recovered"])
         assert exact[0, :8].min() == 1 and exact[:, -1].max() < 0.2  # small thresholds find all, large ones nothing
     rows = {(r["rule"], r["penalty"], r["beta"]): r for r in found["equal_sparsity"]}
-    assert rows["lambda / beta", "l0", 1.0]["recovered"] < rows["lambda / beta", "l1", 1.0]["recovered"]
+    less, error = rows["lambda / beta", "l0", 1.0]["recovered_less_l1"]
+    assert less < -2 * error
     assert (tmp_path / "no_overlap-quick.png").stat().st_size > 5_000
 
 
@@ -65,10 +66,11 @@ def test_tilts_have_the_covariance_of_the_label_noise():
 def test_at_equal_sparsity_is_where_the_shares_cross():
     x = np.log(no_overlap.THRESHOLDS)
     kept = np.broadcast_to(0.5 * (x[-1] - x) / (x[-1] - x[0]), (1, 3, len(x))).swapaxes(1, 2)
-    found = {"kept": kept, "recovered": 1 - kept}
-    threshold, recovered = no_overlap.at_equal_sparsity(found, 0, np.ones(3))
+    found = {"kept": kept, "recovered": 1 - kept, "error": kept**0}
+    threshold, recovered, error = no_overlap.at_equal_sparsity(found, 0, np.ones(3))
     np.testing.assert_allclose(threshold, np.exp((x[0] + x[-1]) / 2), rtol=1e-6)
     np.testing.assert_allclose(recovered, 0.75, atol=1e-6)
+    np.testing.assert_allclose(error, 1)
 
 
 def test_conditions_and_samples(tmp_path):
