@@ -3,6 +3,9 @@
     python -m experiments.bench_no_overlap
 
 All three take turns in one run and do the same steps on the same problems; the medians over rounds are of time per run.
+
+Result (0.6 minutes on two busy cores of an AMD EPYC): 12,956 runs of 300 steps a second in one vmapped call, 102 (98 to
+109) times the loop in NumPy and 8 (7 to 8) times the loop over jitted runs.
 """
 
 import dataclasses
