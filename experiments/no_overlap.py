@@ -7,10 +7,9 @@ support. With label noise, and lambda such that u keeps as many weights as w* ha
 often, in 71.0 ± 1.3 % of the problems and, paired, 0.9 ± 0.3 % fewer, at beta = 0.1 and one lambda / beta. l0 finds
 fewer than l1, the more so the larger beta: 0.4 ± 0.2 % at 0.003, 10.4 ± 0.9 % at 0.1, 25.3 ± 1.5 % at 1, as the band
 grows in which its start decides. But its u is best: f(u) / f(0) = 2.1 ± 0.1 % at beta = 0.01, against 7.4 ± 0.2 % for
-transformed l1 and 16.4 ± 0.3 % for l1.
-
-The rule: what counts is (1 + k beta) lambda / beta, the threshold of the limit law near w*. For l1 it is 0.17 to 0.19
-at every beta from 0.003 to 1, where 63.5 to 65.6 % (± 1.4 %) are found; lambda / beta itself goes from 0.18 to 0.03.
+transformed l1 and 16.4 ± 0.3 % for l1. The rule: what counts is (1 + k beta) lambda / beta, the threshold of the limit
+law near w*. For l1 it is 0.17 to 0.19 at every beta from 0.003 to 1, where 63.5 to 65.6 % (± 1.4 %) are found; lambda
+/ beta itself goes from 0.18 to 0.03.
 """
 
 import dataclasses
@@ -191,7 +190,7 @@ def at_equal_sparsity(
       shift: [problems]: the rule is one threshold for all problems divided by this.
 
     Returns:
-      The threshold, and recoveries and errors, [problems] each, linear in log threshold between the points of the grid.
+      The threshold; recoveries and errors, [problems], linear in log threshold between the points of the grid.
     """
     x = np.log(THRESHOLDS)
 

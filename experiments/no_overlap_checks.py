@@ -5,8 +5,8 @@
 Result (5.6 minutes on two busy cores of an AMD EPYC). In 300 runs for each penalty, d = 16 and k = 4, from an angle of
 3 pi / 4, L_beta never rises for eta <= 2 / (beta + L), rises in every run from 2.2 / (beta + L) on, and overflows from
 3.4 / (beta + L) on. The support is found in all runs up to a threshold of 0.6 / sqrt(d), in 66 to 72 % of them at
-1 / sqrt(d), in none at 2 / sqrt(d); in all for beta up to delta sin(delta) / (k pi), in 68 to 80 % at ten times that, in
-none at a hundred times, where l1 keeps nothing and l0 weights of its start. From an angle of pi - g, l0 takes 8.7 / g
+1 / sqrt(d), in none at 2 / sqrt(d); in all for beta up to delta sin(delta) / (k pi), in 68 to 80 % at ten times that,
+in none at a hundred times, where l1 keeps nothing and l0 weights of its start. From an angle of pi - g, l0 takes 8.7 / g
 steps to come within pi / 2 (g <= 1e-3); l1 and transformed l1 at most 201, as their pull leaves the line by itself. The
 loss on n samples, and the limit of RVSM on them, are off by n^-0.53 and n^-0.54, n = 1e2 to 1e6. The tilt that stands
 for label noise in ``experiments.no_overlap`` finds as many supports as 2,000 real noisy samples do, to 1.3 standard

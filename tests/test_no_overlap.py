@@ -233,6 +233,10 @@ def test_unit_sphere_is_a_link():
         binary.unit_sphere().update(w, optax.EmptyState())
 
 
+def loss_in_jit(w, k):
+    return jax.jit(lambda w: no_overlap.population_loss(w, w, k))(w)
+
+
 @pytest.mark.parametrize(
     ("call", "shown"),
     [
@@ -243,7 +247,7 @@ def test_unit_sphere_is_a_link():
         (lambda w: no_overlap.population_gradient(w, w, 0), "k must be an integer >= 1, got 0"),
         (lambda w: no_overlap.population_gradient(w, w, float("nan")), "k must be an integer >= 1, got nan"),
         (lambda w: no_overlap.critical_points(w, 1.5), "got 1.5"),
-        (lambda w: jax.jit(lambda w: no_overlap.population_loss(w, w, jnp.float32(0.5)))(w), "got 0.5"),
+        (lambda w, k=np.float64(0.5): loss_in_jit(w, jnp.asarray(k)), "got 0.5"),
         (lambda w: no_overlap.forward(w, jnp.ones((5, 2))), r"got shapes \(5, 2\) and \(3,\)"),
         (lambda w: binary.forward(w, jnp.ones((5, 3)), jnp.ones(4)), r"outer weights must be \[k\]"),
     ],
