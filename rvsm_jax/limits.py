@@ -104,7 +104,7 @@ def relu_limit(
     lam: Number,
     beta: Number,
     support: jax.Array | None = None,
-    sweeps: int = 60,
+    sweeps: int = 25,
 ) -> Limit:
     """The w with grad f(w) + beta (w - u) = 0, u = prox(w), on the network of ``models.no_overlap``.
 
@@ -175,7 +175,7 @@ def binary_limit(
     lam: Number,
     beta: Number,
     support: jax.Array | None = None,
-    sweeps: int = 200,
+    sweeps: int = 80,
 ) -> Limit:
     """The w on the unit sphere with mu w - beta u = a w*, u = prox(w), on the network of ``models.no_overlap_binary``.
 

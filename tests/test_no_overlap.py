@@ -247,7 +247,7 @@ def loss_in_jit(w, k):
         (lambda w: no_overlap.population_gradient(w, w, 0), "k must be an integer >= 1, got 0"),
         (lambda w: no_overlap.population_gradient(w, w, float("nan")), "k must be an integer >= 1, got nan"),
         (lambda w: no_overlap.critical_points(w, 1.5), "got 1.5"),
-        (lambda w, k=np.float64(0.5): loss_in_jit(w, jnp.asarray(k)), "got 0.5"),
+        (lambda w: loss_in_jit(w, jnp.array(0.5)), "got 0.5"),
         (lambda w: no_overlap.forward(w, jnp.ones((5, 2))), r"got shapes \(5, 2\) and \(3,\)"),
         (lambda w: binary.forward(w, jnp.ones((5, 3)), jnp.ones(4)), r"outer weights must be \[k\]"),
     ],
