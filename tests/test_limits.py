@@ -65,7 +65,7 @@ def rvsm(name, target, start, k, beta, threshold, *, rate=0.5, steps=3000, watch
 
 
 @functools.partial(jax.jit, static_argnames="name")
-def limit(name, target, k, beta, threshold, support=None):
+def limit(name, target, k, beta, threshold, support):
     def one(target, k, beta, threshold, support):
         return limits.relu_limit(target, k, PENALTIES[name], strength(name, threshold, beta), beta, support)
 
@@ -126,7 +126,7 @@ def test_the_limit_of_the_iteration_is_the_thresholding(name):
 def test_for_l1_the_limit_is_predicted_with_no_look_at_the_iteration():
     target, start, k, beta, threshold = problems(60, seed=3)
     w, u, _ = rvsm("l1", target, start, k, beta, threshold)
-    found = limit("l1", target, k, beta, threshold)
+    found = limit("l1", target, k, beta, threshold, jnp.ones_like(target, bool))
     np.testing.assert_allclose(found.w, w, atol=1e-8)
     a, b = jax.vmap(no_overlap.coefficients)(w, target, k)
     v = (b / a)[:, None] * target
@@ -185,7 +185,7 @@ def test_under_the_conditions_angle_and_support_are_recovered(name):
 @penalties
 def test_with_a_large_threshold_nothing_is_kept_and_w_is_known(name):
     target, start, k, beta, _ = problems(60, seed=5)
-    beta, threshold = beta * k, jnp.full(60, 3.0)
+    beta, threshold = beta * k, jnp.full_like(beta, 3.0)
     w, u, _ = rvsm(name, target, start, k, beta, threshold)
     largest = no_overlap.curvature(k)
     assert not u.any()
