@@ -130,6 +130,33 @@ NAMES = {
     "numba xoshiro": "Numba, xoshiro128++ by hand",
     "c": "C, OpenMP",
 }
+
+
+def no_overlap(results: Results) -> str:
+    """How often the true support is found at equal sparsity: rules and penalties against beta."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in results["equal_sparsity"]:
+        cell = " ± ".join(f"{100 * x:.1f}" for x in row["recovered"])
+        found.setdefault((row["rule"], row["penalty"].replace("_", " ")), []).append(cell)
+    rows = [(f"`{rule}`", penalty, *cells) for (rule, penalty), cells in found.items()]
+    head = ("the same for all problems", "penalty", *(f"β = {beta:g}" for beta in results["betas"]))
+    how = f"% of {results['problems']} noisy problems, ± standard error, of {results['runs']:,} runs in one call"
+    return markdown(head, rows) + provenance(results, how)
+
+
+def no_overlap_rate(results: Results) -> str:
+    """Runs a second."""
+    names = {"vmapped": "one vmapped call", "jitted": "a loop over jitted runs", "numpy": "the loop in NumPy"}
+    over = {"vmapped": "", **{name: f"{quartiles(results['vmapped'][f'over {name}'])}" for name in ("jitted", "numpy")}}
+    rows = [(names[name], f"{rate:,.0f}", over[name]) for name, rate in results["runs_a_second"].items()]
+    head = (
+        f"RVSM, {results['steps']} steps, {results['dim']} weights",
+        "runs a second",
+        "the vmapped call is faster by",
+    )
+    return markdown(head, rows) + provenance(results, f"medians of {results['rounds']} rounds, quartiles")
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -139,6 +166,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench_splitting": splitting,
     "bench_training": training,
     "bench_serw": walkers,
+    "no_overlap": no_overlap,
+    "bench_no_overlap": no_overlap_rate,
 }
 
 
