@@ -15,24 +15,31 @@ law near w*. For l1 it is 0.17 to 0.19 at every beta from 0.003 to 1, where 63.5
 import dataclasses
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 import tyro
 
-import rvsm_jax
-from experiments import common
-from rvsm_jax import lagrangian
+from experiments import common, no_overlap_samples
+from experiments.no_overlap_problems import (
+    AXES,
+    PENALTIES,
+    SHARE,
+    Problems,
+    drawn,
+    mean_and_error,
+    problems,
+    run,
+    strength,
+)
 from rvsm_jax.models import no_overlap
 
 NAME = "no_overlap"
-PENALTIES = {"l0": rvsm_jax.l0(), "l1": rvsm_jax.l1(), "transformed_l1": rvsm_jax.transformed_l1(1.0)}
-LARGEST = 32  # all weights are padded with zeros to this length: they stay zero
-SHARE = 0.25  # of the true weights are not zero
+THRESHOLDS = np.geomspace(0.01, 0.8, 25)
+BETAS = np.array([0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
 CHUNK = 1024  # runs in cache at a time
 
 
@@ -43,89 +50,14 @@ class Options(common.Options):
     Attributes:
       steps: of each run.
       draws: of the true weights, the start and the noise, at each of the angles, dimensions, k and noises.
+      largest: 10^largest samples at most, where the population's loss is compared with that of samples.
+      sets: of samples for each number of them, and at most 4 of the largest.
     """
 
     steps: int = 600
     draws: int = 30
-
-
-class Problems(NamedTuple):
-    """What is to be learnt, [problems] each.
-
-    Attributes:
-      angle: of the start with w*, as a share of pi.
-      dim: d.
-      patches: k.
-      noise: nu, of the labels.
-      number: of the problem, from which its random draws follow.
-    """
-
-    angle: jax.Array
-    dim: jax.Array
-    patches: jax.Array
-    noise: jax.Array
-    number: jax.Array
-
-
-AXES = {
-    "angle": (0.25, 0.5, 0.75, 0.95),
-    "dim": (8, 16, 32),
-    "patches": (2, 4, 8),
-    "noise": (0.0, 0.03),
-}
-THRESHOLDS = np.geomspace(0.01, 0.8, 25)
-BETAS = np.array([0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
-
-
-def problems(draws: int) -> Problems:
-    """All combinations of the axes, so many times each."""
-    grid = np.meshgrid(*AXES.values(), np.arange(draws), indexing="ij")
-    angle, dim, patches, noise = (jnp.asarray(x.ravel(), jnp.float32) for x in grid[:4])
-    return Problems(angle, dim, patches, noise, jnp.arange(angle.size))
-
-
-def strength(penalty: str, threshold: float, beta: float) -> float:
-    """The lambda at which u keeps the weights larger than the threshold.
-
-    >>> [round(strength(name, 0.1, 1.0), 3) for name in PENALTIES]
-    [0.005, 0.1, 0.05]
-    """
-    if penalty == "l0":
-        return beta * threshold**2 / 2
-    if penalty == "l1":
-        return beta * threshold
-    return beta * (threshold / 2 if threshold <= 0.5 else (threshold + 0.5) ** 2 / 4)
-
-
-def drawn(key: jax.Array, problem: Problems) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """w*, w^0 and the tilt of the gradient.
-
-    A quarter of the d true weights are not zero: signs times U[0.3, 1], then |w*| = 1. w^0 has norm 1 and the given
-    angle with w*, in a random direction. Label noise of size sigma in n samples tilts the loss, to first order, by
-    xi . w, where xi has the covariance nu^2 Hess f(w*), nu = sigma sqrt(2 / n).
-    """
-    position, sign, size, across, tilt = jax.random.split(jax.random.fold_in(key, problem.number), 5)
-    place = jnp.arange(LARGEST)
-    inside = place < problem.dim
-    order = jnp.argsort(jnp.where(inside, jax.random.uniform(position, (LARGEST,)), 2.0))
-    rank = jnp.zeros(LARGEST).at[order].set(place.astype(jnp.float32))
-    weights = jax.random.rademacher(sign, (LARGEST,), jnp.float32) * jax.random.uniform(size, (LARGEST,), minval=0.3)
-    target = no_overlap.length(jnp.where(rank < SHARE * problem.dim, weights, 0))[1]
-    normal = jnp.where(inside, jax.random.normal(across, (LARGEST,)), 0)
-    side = no_overlap.length(normal - jnp.dot(normal, target) * target)[1]
-    start = jnp.cos(jnp.pi * problem.angle) * target + jnp.sin(jnp.pi * problem.angle) * side
-    xi = jnp.where(inside, jax.random.normal(tilt, (LARGEST,)), 0)
-    flat, steep = jnp.sqrt(1 / problem.patches), jnp.sqrt(no_overlap.curvature(problem.patches))
-    return target, start, problem.noise * (flat * xi + (steep - flat) * jnp.dot(target, xi) * target)
-
-
-def run(penalty: rvsm_jax.Penalty, lam: Any, beta: Any, k: jax.Array, weights: tuple, steps: int):
-    """W, u and what is left of the gradient, after RVSM with eta = 1 / (beta + L)."""
-    target, start, tilt = weights
-    eta = 1 / (beta + no_overlap.curvature(k))
-    method = rvsm_jax.rvsm(optax.sgd(eta), penalty, lam, beta, where=lagrangian.everywhere)
-    w, u, _ = lagrangian.iterate(method, lambda w: no_overlap.population_gradient(w, target, k) + tilt, start, steps)
-    return w, u, jnp.max(jnp.abs(no_overlap.population_gradient(w, target, k) + tilt + beta * (w - u)))
+    largest: int = 6
+    sets: int = 16
 
 
 def measured(problem: Problems, target: jax.Array, w: jax.Array, u: jax.Array, residual: jax.Array) -> dict[str, Any]:
@@ -229,15 +161,6 @@ def compared(grids: dict[str, dict[str, np.ndarray]], patches: np.ndarray) -> li
     return rows
 
 
-def mean_and_error(x: np.ndarray) -> tuple[float, float]:
-    """The mean and its standard error.
-
-    >>> mean_and_error(np.array([0.0, 1.0]))
-    (0.5, 0.5)
-    """
-    return float(x.mean()), float(x.std(ddof=1) / np.sqrt(x.size))
-
-
 def averaged(grids: dict[str, dict[str, np.ndarray]], problem: Problems) -> dict[str, Any]:
     """Means over problems: on the grid for each noise, and for each value of each axis."""
     names = ("recovered", "kept", "distance", "error")
@@ -256,38 +179,45 @@ def averaged(grids: dict[str, dict[str, np.ndarray]], problem: Problems) -> dict
     return result
 
 
-def draw(means: dict[str, Any], rows: list[dict[str, Any]], path: Any) -> None:
-    """Phase diagrams without noise; with noise, recovery and accuracy against sparsity, and recovery against beta."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
+def draw(means: dict[str, Any], rows: list[dict[str, Any]], samples: list[dict[str, Any]], path: Any) -> None:
+    """Phase diagrams without noise, n samples; with noise, three measures against sparsity, recovery against beta."""
+    figure, axes = plt.subplots(2, 4, figsize=(14.5, 6.4), layout="constrained")
     noisy = f"noise {AXES['noise'][-1]:g}"
-    for axis, (name, mean) in zip(axes[0], means.items(), strict=True):
+    for axis, (name, mean) in zip(axes[0], means.items(), strict=False):
         shown = axis.pcolormesh(THRESHOLDS, BETAS, mean["maps"]["noise 0"]["recovered"], vmin=0, vmax=1)
         axis.set(xscale="log", yscale="log", title=name.replace("_", " "), xlabel="threshold of u", ylabel="β")
-    figure.colorbar(shown, ax=axes[0], label="P(support recovered), no noise")
+    figure.colorbar(shown, ax=axes[0, :3], label="P(support recovered), no noise")
     place = int(np.argmin(np.abs(BETAS - 0.3)))
     for name, mean in means.items():
         found = mean["maps"][noisy]
         zeros = 100 * (1 - found["kept"][place])
         axes[1, 0].plot(zeros, found["recovered"][place], "o-", ms=3, label=name.replace("_", " "))
         axes[1, 1].plot(zeros, 100 * (1 - found["error"][place]), "o-", ms=3, label=name.replace("_", " "))
+        axes[1, 2].plot(zeros, found["distance"][place], "o-", ms=3, label=name.replace("_", " "))
     for rule, line in (("lambda / beta", "-"), ("(1 + k beta) lambda / beta", ":")):
         for name, color in zip(PENALTIES, ("C0", "C1", "C2"), strict=True):
             chosen = [r for r in rows if r["penalty"] == name and r["rule"] == rule]
             mean, error = np.array([r["recovered"] for r in chosen]).T
-            axes[1, 2].errorbar(BETAS, mean, 2 * error, fmt=f"o{line}", ms=3, color=color)
-    for axis in axes[1, :2]:
+            axes[1, 3].errorbar(BETAS, mean, 2 * error, fmt=f"o{line}", ms=3, color=color)
+    for axis in axes[1, :3]:
         axis.axvline(100 * (1 - SHARE), color="k", lw=0.7)
         axis.set_xlabel(f"zeros in u, %; β = {BETAS[place]:g}, with noise")
     axes[1, 0].set(ylabel="P(support recovered)")
     axes[1, 1].set(ylabel="1 − f(u) / f(0), %", ylim=(70, 100))
-    axes[1, 2].set(xscale="log", xlabel="β; dotted: (1 + kβ) λ/β fixed", ylabel="P(recovered) at 75 % zeros (2 s.e.)")
+    axes[1, 2].set(ylabel="|u − w*|")
+    n = [row["n"] for row in samples]
+    axes[0, 3].loglog(n, [row["loss_error"] for row in samples], "o-", ms=3, label="loss, relative")
+    axes[0, 3].loglog(n, [row["limit_error"] for row in samples], "s-", ms=3, label="limit, |w − w_pop|")
+    axes[0, 3].set(xlabel="samples n", ylabel="root mean square error")
+    axes[0, 3].legend(fontsize="small")
+    axes[1, 3].set(xscale="log", xlabel="β; dotted: (1 + kβ) λ/β fixed", ylabel="P(recovered) at 75 % zeros (2 s.e.)")
     axes[1, 0].legend(fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
 def main(options: Options) -> None:
-    """One call for all runs; what it says; figure and record."""
+    """One call for all runs, what it says, and the same on samples; figure and record."""
     started = time.time()
     problem = problems(1 if options.quick else options.draws)
     steps = 150 if options.quick else options.steps
@@ -302,13 +232,17 @@ def main(options: Options) -> None:
         {name: {n: x[:, :, noisy] for n, x in grid.items()} for name, grid in grids.items()}, problem.patches[noisy]
     )
     means = averaged(grids, problem)
-    draw(means, rows, common.output_path(NAME, options, ".png"))
+    largest, sets = (3, 4) if options.quick else (options.largest, options.sets)
+    samples = no_overlap_samples.errors(options.seed, largest, sets, 40 if options.quick else 100)
+    slopes = {name: no_overlap_samples.slope(samples, name) for name in ("loss_error", "limit_error")}
+    draw(means, rows, samples, common.output_path(NAME, options, ".png"))
     finite = all(np.isfinite(x).all() for grid in grids.values() for x in grid.values())
     left = np.concatenate([grid["residual"].ravel() for grid in grids.values()])
     path = common.save(
         NAME, options, started, runs=runs, steps=steps, seconds=seconds, cpu_seconds=cpu_seconds, finite=finite,
         unfinished=float((left > 1e-4).mean()), problems=int(noisy.sum()),
         axes=AXES, thresholds=THRESHOLDS, betas=BETAS, equal_sparsity=rows, means=means,
+        samples=samples, slopes=slopes,
     )  # fmt: skip
     print(f"{runs:,} runs of {steps} steps in one call, {seconds:.0f} s with its compilation; {path}")
     for row in rows:
@@ -316,6 +250,7 @@ def main(options: Options) -> None:
             f"{name} {row[name][0]:.3f} ± {row[name][1]:.3f}" for name in ("recovered", "recovered_less_l1", "error")
         )
         print(f"  {row['rule']}, {row['penalty']}, beta {row['beta']:g}, threshold {row['threshold']:.3f}: {values}")
+    print(f"errors on n samples fall as n^k, k = {slopes}")
 
 
 if __name__ == "__main__":

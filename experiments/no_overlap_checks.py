@@ -1,4 +1,4 @@
-"""RVSM on the no-overlap network inside and beyond each condition of its convergence, and on n samples.
+"""RVSM on the no-overlap network inside and beyond each condition of its convergence, and on noisy samples.
 
     python -m experiments.no_overlap_checks
 
@@ -8,7 +8,7 @@ Result (5.6 minutes on two busy cores of an AMD EPYC). In 300 runs for each pena
 sqrt(d), in none at 2 / sqrt(d); in all for beta up to delta sin(delta) / (k pi), in 68 to 80 % at ten times that, in
 none at a hundred times, where l1 keeps nothing and l0 weights of its start. From an angle of pi - g, l0 takes 8.7 / g
 steps to come within pi / 2 (g <= 1e-3); l1 and transformed l1 at most 201, as their pull leaves the line by itself.
-The loss on n samples, and the limit of RVSM on them, are off by n^-0.53 and n^-0.54, n = 1e2 to 1e6. The tilt that
+The tilt that
 stands for label noise in ``experiments.no_overlap`` finds as many supports as 2,000 real noisy samples do, to 1.3
 standard errors.
 """
@@ -26,8 +26,8 @@ import optax
 import tyro
 
 import rvsm_jax
-from experiments import common, no_overlap
-from experiments.no_overlap import PENALTIES, mean_and_error
+from experiments import common, no_overlap_samples
+from experiments.no_overlap_problems import DIM, PATCHES, PENALTIES, at_angle, mean_and_error, strength
 from rvsm_jax import lagrangian
 from rvsm_jax.models import geometry
 from rvsm_jax.models import no_overlap as model
@@ -37,7 +37,6 @@ RATES = (0.5, 0.9, 0.99, 1.0, 1.05, 1.1, 1.2, 1.4, 1.7, 2.0)
 ROOTS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 PULLS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 GAPS = (1e-1, 1e-2, 1e-3, 1e-4)
-DIM, PATCHES = 16, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +45,11 @@ class Options(common.Options):
 
     Attributes:
       runs: for each setting of the conditions.
-      largest: 10^largest samples at most.
-      sets: of samples for each n, and at most 4 of the largest.
       noisy_sets: sets of 2,000 noisy samples, against the tilted population loss.
     """
 
     runs: int = 300
-    largest: int = 6
-    sets: int = 16
     noisy_sets: int = 100
-
-
-def problem(seed: int, runs: int, angle: float, noise: float = 0.0) -> tuple[jax.Array, ...]:
-    """w*, w^0 and the tilt, [runs, 16] each."""
-    numbers = jnp.arange(runs)
-    ones = jnp.ones(runs, jnp.float32)
-    rows = no_overlap.Problems(angle * ones, DIM * ones, PATCHES * ones, noise * ones, numbers)
-    drawn = jax.jit(jax.vmap(no_overlap.drawn, in_axes=(None, 0)))(jax.random.key(seed), rows)
-    return tuple(x[:, :DIM].astype(float) for x in drawn)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "steps"))
@@ -99,12 +85,12 @@ def conditions(options: Options) -> dict[str, list[dict[str, Any]]]:
     """Each condition in turn, the others kept: the step, lambda / beta, beta and the first angle."""
     runs, steps = (10, 200) if options.quick else (options.runs, 1500)
     found: dict[str, list[dict[str, Any]]] = {"step": [], "threshold": [], "beta": [], "angle": []}
-    far = problem(options.seed, runs, 0.75)
+    far = at_angle(options.seed, runs, 0.75)
     delta = 0.25 * np.pi
     allowed = delta * np.sin(delta) / (PATCHES * np.pi)
 
     def add(condition, value, name, weights, threshold, beta, rate=0.5, steps=steps):
-        lam = no_overlap.strength(name, threshold, beta)
+        lam = strength(name, threshold, beta)
         fill = lambda x: jnp.full(len(weights[0]), x, float)  # noqa: E731
         result = runs_of(name, weights, fill(lam), fill(beta), rate, steps)
         angle = np.asarray(result.pop("angle"))
@@ -128,57 +114,23 @@ def conditions(options: Options) -> dict[str, list[dict[str, Any]]]:
                 pull * allowed,
             )
         for gap in GAPS[: 2 if options.quick else None]:
-            near = problem(options.seed, 10 if options.quick else 30, 1 - gap / np.pi)
+            near = at_angle(options.seed, 10 if options.quick else 30, 1 - gap / np.pi)
             add("angle", gap, name, near, 0.01, 0.01, steps=200 if options.quick else 200_000)
     return found
-
-
-@functools.partial(jax.jit, static_argnames=("n", "steps"))
-def on_samples(key: jax.Array, n: int, weights: Any, lam: jax.Array, beta: float, sigma: float, steps: int):
-    """The loss of w^0 on n samples, and where RVSM with l1 ends on them."""
-    target, start = weights[:2]
-    sample, noise = jax.random.split(key)
-    x = jax.random.normal(sample, (n, PATCHES, target.size), target.dtype)
-    labels = model.forward(target, x) + sigma * jax.random.normal(noise, (n,), target.dtype)
-    loss = lambda w: model.empirical_loss(w, labels, x)  # noqa: E731
-    method = rvsm_jax.rvsm(
-        optax.sgd(1 / (beta + model.curvature(PATCHES))), PENALTIES["l1"], lam, beta, where=lagrangian.everywhere
-    )
-    return loss(start), *lagrangian.iterate(method, jax.grad(loss), start, steps)[:2]
-
-
-def samples(options: Options) -> list[dict[str, Any]]:
-    """Loss and limit on n samples against the population's, root mean squares over sets of samples."""
-    steps, beta, threshold = 40 if options.quick else 100, 0.1, 0.05
-    weights = tuple(x[0].astype(jnp.float32) for x in problem(options.seed, 1, 0.4))
-    lam, rows = jnp.float32(no_overlap.strength("l1", threshold, beta)), []
-    w, u, _ = no_overlap.run(PENALTIES["l1"], lam, beta, jnp.float32(PATCHES), weights, steps)
-    exact = model.population_loss(weights[1], weights[0], PATCHES)
-    for power in range(2, (3 if options.quick else options.largest) + 1):
-        count = min(options.sets, 4) if power == options.largest or options.quick else options.sets
-        keys = jax.random.split(jax.random.key(options.seed + power), count)
-        found = [on_samples(key, 10**power, weights, lam, beta, 0.0, steps) for key in keys]
-        losses, ends = np.array([f[0] for f in found]), np.stack([f[1] for f in found])
-        same = np.array([((f[2] != 0) == (u != 0)).all() for f in found])
-        rows.append({
-            "n": 10**power, "sets": count, "same_support": float(same.mean()),
-            "loss_error": float(np.sqrt(np.mean((losses - exact) ** 2)) / exact),
-            "limit_error": float(np.sqrt(np.mean(np.sum((ends - np.asarray(w)) ** 2, axis=1)))),
-        })  # fmt: skip
-    return rows
 
 
 def tilted(options: Options) -> list[dict[str, Any]]:
     """Label noise in 2,000 real samples against the tilt of the population loss that stands for it in the sweep."""
     n, nu, beta, steps, sets = 2000, 0.03, 0.1, 100, options.noisy_sets
     sigma = nu * np.sqrt(n / 2)
-    weights = [x.astype(jnp.float32) for x in problem(options.seed, 10 * sets, 0.5, nu)]
+    weights = [x.astype(jnp.float32) for x in at_angle(options.seed, 10 * sets, 0.5, nu)]
     rows = []
     for threshold in (0.05, 0.1, 0.15, 0.2):
-        lam = jnp.float32(no_overlap.strength("l1", threshold, beta))
+        lam = jnp.float32(strength("l1", threshold, beta))
         keys = jax.random.split(jax.random.key(options.seed + 1), sets)
         ends = [
-            on_samples(key, n, tuple(x[i] for x in weights), lam, beta, sigma, steps)[2] for i, key in enumerate(keys)
+            no_overlap_samples.on_samples(key, n, tuple(x[i] for x in weights), lam, beta, sigma, steps)[2]
+            for i, key in enumerate(keys)
         ]
         real = np.stack(ends) != 0
         many = runs_of("l1", tuple(weights), jnp.full(10 * sets, lam), jnp.full(10 * sets, np.float32(beta)), 0.5, 300)
@@ -193,9 +145,9 @@ def tilted(options: Options) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(found: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]], path: Any) -> None:
-    """Descent against the step, recovery against lambda / beta and beta, steps against the angle, errors against n."""
-    figure, axes = plt.subplots(1, 5, figsize=(17, 3.4), layout="constrained")
+def draw(found: dict[str, list[dict[str, Any]]], path: Any) -> None:
+    """Descent against the step, recovery against lambda / beta and beta, steps against the angle."""
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
     shown = {"step": "rises", "threshold": "recovered", "beta": "recovered", "angle": "late"}
     labels = {
         "step": ("η (β + L) / 2", "share of runs in which L_β rises"),
@@ -203,7 +155,7 @@ def draw(found: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]], pat
         "beta": ("β k π / (δ sin δ)", "support recovered"),
         "angle": ("π − angle of the start", "steps until the angle is π / 2"),
     }
-    for axis, (condition, quantity) in zip(axes, shown.items(), strict=False):
+    for axis, (condition, quantity) in zip(axes, shown.items(), strict=True):
         for name in PENALTIES:
             points = [p for p in found[condition] if p["penalty"] == name]
             axis.plot(
@@ -214,38 +166,26 @@ def draw(found: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]], pat
     axes[3].set_yscale("log")
     axes[0].axvline(1, color="k", lw=0.7)
     axes[0].legend(fontsize="small")
-    n = [r["n"] for r in rows]
-    axes[4].loglog(n, [r["loss_error"] for r in rows], "o-", ms=3, label="loss, relative")
-    axes[4].loglog(n, [r["limit_error"] for r in rows], "s-", ms=3, label="limit, |w − w_pop|")
-    axes[4].set(xlabel="samples n", ylabel="root mean square error")
-    axes[4].legend(fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)
-
-
-def slope(rows: list[dict[str, Any]], name: str) -> float:
-    """D log error / d log n, by least squares."""
-    return float(np.polyfit(np.log([r["n"] for r in rows]), np.log([r[name] for r in rows]), 1)[0])
 
 
 def main(options: Options) -> None:
     """Runs all of it, draws and saves."""
     started = time.time()
-    rows = samples(options)
     noisy = [] if options.quick else tilted(options)
     with jax.enable_x64(True):
         found = conditions(options)
-    slopes = {name: slope(rows, name) for name in ("loss_error", "limit_error")}
-    draw(found, rows, common.output_path(NAME, options, ".png"))
-    path = common.save(NAME, options, started, conditions=found, samples=rows, slopes=slopes, tilted=noisy)
+    draw(found, common.output_path(NAME, options, ".png"))
+    path = common.save(NAME, options, started, conditions=found, tilted=noisy)
     for condition, points in found.items():
         for p in points:
             names = ("rises", "moving", "overflows", "recovered", "kept", "late")
             values = ", ".join(f"{name} {p[name]:.3g}" for name in names)
             print(f"{condition} {p['value']:g}, {p['penalty']}: {values}, largest angle {p['largest_angle']}")
-    for row in [*rows, *noisy]:
+    for row in noisy:
         print(row)
-    print(f"errors fall as n^k, k = {slopes}; {path}")
+    print(path)
 
 
 if __name__ == "__main__":
