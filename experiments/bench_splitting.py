@@ -26,6 +26,7 @@ from rvsm_jax import models, train
 
 BATCH = 128
 PENALTIES = {"l0": rvsm_jax.l0(), "l1": rvsm_jax.l1(), "transformed_l1": rvsm_jax.transformed_l1(0.1)}
+DECAY = "none, optax's weight decay in its place"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,10 @@ def step_cost(network: models.Network, image_shape: tuple[int, int, int], rounds
       rounds: how often each step is timed.
 
     Returns:
-      A row for each penalty.
+      A row for each penalty, and one for the cheapest link there is in the same place, a weight decay.
     """
-    chains = {"plain": sgd(), **{name: rvsm_jax.rvsm(sgd(), p, 1e-6, 1e-2).tx for name, p in PENALTIES.items()}}
+    chains = {name: rvsm_jax.rvsm(sgd(), penalty, 1e-6, 1e-2).tx for name, penalty in PENALTIES.items()}
+    chains |= {"plain": sgd(), DECAY: optax.chain(optax.add_decayed_weights(1e-4), sgd())}
     runs = {name: Run(network, tx, *batch(image_shape)) for name, tx in chains.items()}
     seconds = interleaved(runs, rounds)
     return [
@@ -68,7 +70,7 @@ def step_cost(network: models.Network, image_shape: tuple[int, int, int], rounds
             "time": ratio(seconds, name, "plain"),
             "memory": runs[name].peak_bytes / runs["plain"].peak_bytes,
         }
-        for name in PENALTIES
+        for name in (*PENALTIES, DECAY)
     ]
 
 
@@ -111,7 +113,7 @@ def path_cost(lanes: int, steps: int, rounds: int) -> dict[str, Any]:
     strengths = jnp.geomspace(1e-6, 1e-3, lanes), jnp.full(lanes, 0.1)
     images, labels = batch((28, 28, 1))
     lane = make_lane(network.forward, rvsm_jax.l1(), sgd())
-    many_init, many = vmapped(*lane)
+    many_init, many = vmapped(*lane, lanes=lanes)
     one_init, one = jax.jit(lane[0]), jax.jit(lane[1], donate_argnums=0)
     start = network.params, network.state, jax.random.key(0)
 
@@ -172,4 +174,5 @@ def _show(measured: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
+    common.one_device_per_core()
     main(tyro.cli(BenchOptions, description=__doc__))

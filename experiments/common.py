@@ -76,8 +76,18 @@ def hardware() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
     }
+
+
+def one_device_per_core() -> None:
+    """Makes every core a device of the CPU backend, for what is split over devices; before JAX is first used."""
+    jax.config.update("jax_num_cpu_devices", cores())
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

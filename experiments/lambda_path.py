@@ -4,12 +4,14 @@
     python -m experiments.lambda_path --penalty l0
     python -m experiments.lambda_path --quick         # the embedded digits
 
-Every lane is the same network from the same start on the same batches; only its strengths differ. Settings are compared
-on held-out training images. Results: experiments/results/lambda_path.json and lambda_path.png.
+Every lane is the same network from the same start on the same batches; only its strengths differ. Lanes are split over
+the devices, on a CPU over its cores. Settings are compared on held-out training images. Results:
+experiments/results/lambda_path.json and lambda_path.png.
 """
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,6 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import rvsm_jax
 from experiments import common
@@ -54,10 +58,7 @@ class PathOptions(common.Options):
 def make_lane(
     forward: train.Forward, penalty: rvsm_jax.Penalty, optimizer: optax.GradientTransformation, **options: Any
 ) -> tuple[Callable, Callable]:
-    """init and epoch of RVSM at given strengths: what vmap turns into a whole path.
-
-    The steps of an epoch are one scan, so that vmap reaches into it: batched step by step, a path would move all its
-    weights through memory at every call.
+    """init and epoch of RVSM at given strengths, which `vmapped` turns into a whole path.
 
     Args:
       forward: the network.
@@ -80,10 +81,36 @@ def make_lane(
     return init, epoch
 
 
-def vmapped(init: Callable, epoch: Callable) -> tuple[Callable, Callable]:
-    """The same for many strengths at once, on shared batches; the states are donated."""
-    many_init = jax.jit(jax.vmap(init, in_axes=(None, None, None, 0, 0)))
-    return many_init, jax.jit(jax.vmap(epoch, in_axes=(0, 0, 0, None, None, None)), donate_argnums=0)
+def vmapped(init: Callable, epoch: Callable, lanes: int, *, at_once: int | None = None) -> tuple[Callable, Callable]:
+    """The same for many strengths in one call, on shared batches; the states are donated.
+
+    Lanes are split over the devices, as many of them as divide their number.
+
+    Args:
+      init: from `make_lane`.
+      epoch: from `make_lane`; its steps are one scan.
+      lanes: how many strengths.
+      at_once: how many lanes of a device advance step by step together, batched by ``vmap``; the others wait for the
+        epoch's end. Default: on a CPU one, whose weights then stay in its core's cache; elsewhere all.
+
+    Returns:
+      ``init`` and ``epoch`` with an axis of lanes in state, lam, beta and metrics.
+    """
+    devices = math.gcd(lanes, jax.device_count())
+    mesh = jax.make_mesh((devices,), ("lanes",), (AxisType.Auto,), devices=jax.devices()[:devices])
+    at_once = at_once or (1 if jax.default_backend() == "cpu" else lanes)
+    split, same = P("lanes"), P()
+
+    def many_epochs(state, lam, beta, images, labels, order):
+        lanes = (state, lam, beta)
+        return jax.lax.map(lambda lane: epoch(*lane, images, labels, order), lanes, batch_size=min(at_once, len(lam)))
+
+    many_init = jax.vmap(init, in_axes=(None, None, None, 0, 0))
+    sharded = functools.partial(jax.shard_map, mesh=mesh, out_specs=split, check_vma=False)
+    return (
+        jax.jit(sharded(many_init, in_specs=(same, same, same, split, split))),
+        jax.jit(sharded(many_epochs, in_specs=(split, split, split, same, same, same)), donate_argnums=0),
+    )
 
 
 def main(options: PathOptions) -> None:
@@ -99,8 +126,9 @@ def main(options: PathOptions) -> None:
     batch, epochs = 128, 60 if options.quick else options.epochs
     steps = epochs * (len(training[1]) // batch)
     optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9, nesterov=True)
-    init, epoch = vmapped(*make_lane(network.forward, penalty, optimizer, preprocess=prepare))
     lam, beta = jnp.float32(thresholds * betas), jnp.float32(betas)
+    lane = make_lane(network.forward, penalty, optimizer, preprocess=prepare)
+    init, epoch = vmapped(*lane, lanes=len(lam))
     state = init(network.params, network.state, jax.random.key(options.seed), lam, beta)
     images, labels = (jnp.asarray(x) for x in training)
     for number in range(epochs):
@@ -168,4 +196,5 @@ def _draw(rows: list[dict[str, float]], penalty: str, path) -> None:
 
 
 if __name__ == "__main__":
+    common.one_device_per_core()
     main(tyro.cli(PathOptions, description=__doc__))

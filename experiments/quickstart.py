@@ -3,7 +3,7 @@
     python -m experiments.quickstart            # about a minute on two cores, no download
 
 LeNet-300-100 on scikit-learn's 8 x 8 digits (50,200 weights), three seeds; the table goes to the terminal, figures to
-experiments/results/quickstart.json and quickstart.png.
+experiments/results/quickstart.json and quickstart.png. Then one reinforced random walk, simulated and exact.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import rich.table
 import tyro
 
 import rvsm_jax
+import serw
 from experiments import common
 from experiments.sparse import DENSE, Protocol, Setting, run
 from rvsm_jax import data, models
@@ -53,8 +54,26 @@ def main(options: common.Options) -> None:
     console.print(_table(table, len(test[1]), time.time() - started))
     figure = common.output_path("quickstart", options, ".png")
     _draw({name: result.history for name, result in last.items()}, last["transformed l1"].sparse_params, figure)
-    path = common.save("quickstart", options, started, protocol=dataclasses.asdict(protocol), table=table, rows=rows)
+    walk = _walk(options.seed, walkers=2000 if options.quick else 100_000)
+    path = common.save(
+        "quickstart", options, started, protocol=dataclasses.asdict(protocol), table=table, rows=rows, walk=walk
+    )
+    found, spread = walk["simulated"], walk["standard_error"]
+    console.print(
+        f"A senile reinforced random walk, f(n) = n, escape {walk['delta']}, after {walk['steps']:,} steps: "
+        f"E|S|^2 = {found:.2f} ± {spread:.2f} of {walk['walkers']:,} walkers, {walk['exact']:.2f} exactly\n"
+    )
     console.print(f"Numbers in {path}\nFigure in {figure}\n\n{NEXT}", highlight=False)
+
+
+def _walk(seed: int, walkers: int, steps: int = 1000, delta: float = 0.01) -> dict[str, float]:
+    """The mean-square displacement of a walk on the line, by Monte Carlo and by its exact recursion."""
+    walk = serw.Walk(1, serw.linear(1.0), serw.constant_escape(delta))
+    found = serw.simulate(jax.random.key(seed), walk, walkers=walkers, times=[steps], progress=False)
+    return {
+        "delta": delta, "steps": steps, "walkers": walkers, "simulated": float(found.msd[-1]),
+        "standard_error": float(found.sem[-1]), "exact": float(serw.exact.msd(walk, steps)[-1]),
+    }  # fmt: skip
 
 
 def _summary(name: str, rows: list[dict]) -> dict:

@@ -99,4 +99,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    common.one_device_per_core()
     main(tyro.cli(Options))

@@ -10,7 +10,6 @@ Shapes: a batch of B images ``[B, H, W, C]``, its labels int32 ``[B]``, logits `
 The parameters may be any tree of floating-point arrays: a dict, an ``nnx.State``, an Equinox module's arrays.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -117,7 +116,9 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 
 def norm(tree: PyTree) -> jax.Array:
-    """``m sqrt(sum (x / m)^2)`` over all leaves together, m = max |x|: the Euclidean norm, without overflow on the way.
+    """``sqrt(sum x^2)`` over all leaves together, as ``m sqrt(sum (x / m)^2)``, m = max |x|: no overflow on the way.
+
+    Leaf by leaf, and then of the leaves' norms, so that no leaf has to wait in memory for the last one.
 
     Args:
       tree: tree of real arrays.
@@ -128,10 +129,13 @@ def norm(tree: PyTree) -> jax.Array:
     >>> norm({"a": jnp.array([3e20, 0.0]), "b": jnp.array(4e20)})
     Array(5.e+20, dtype=float32)
     """
-    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
-    m = functools.reduce(jnp.maximum, (jnp.abs(x).max(initial=0) for x in leaves), jnp.zeros(()))
-    m = jnp.clip(m, 1e-30, 1e30)  # so that 1 / m, which XLA may multiply by, is a normal number
-    return m * jnp.sqrt(sum((jnp.square(x / m).sum() for x in leaves), start=jnp.zeros(())))
+    norms = [_norm(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(tree)]
+    return _norm(jnp.stack(norms)) if norms else jnp.zeros(())
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    m = jnp.clip(jnp.abs(x).max(initial=0), 1e-30, 1e30)  # so that 1 / m, which XLA may multiply by, is a normal number
+    return m * jnp.sqrt(jnp.square(x / m).sum())
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:

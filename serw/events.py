@@ -10,19 +10,19 @@ so that its path does not depend on when the others, or the times asked for, mak
 Shapes: B walkers, d axes, K times.
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from serw import generator, lattice, table
+from serw import generator, lattice, loops, table
 from serw.generator import Words, select
 from serw.statistics import Records
 from serw.table import CELLS, Table
 from serw.walk import Walk
 
-UNROLL = 4  # excursions fused into one pass over the walkers
-RUSH = 128  # excursions between two settlements, at most
+RUSH = 256  # excursions between two settlements, at most
 FAR = 1 << 30
 
 
@@ -94,22 +94,22 @@ def advance(
         jnp.zeros((shape[0], walk.dim, *seen.shape), jnp.int64),
         jnp.zeros(shape, jnp.int64),
     )
-    idle = (jnp.zeros(seen.shape, bool), jnp.zeros_like(walkers.turn))
+    nobody = jnp.zeros(seen.shape, bool)
 
-    def body(carry: tuple[Walkers, Any, jax.Array, Records]) -> tuple[Walkers, Any, jax.Array, Records]:
+    def body(carry: tuple[Walkers, jax.Array, jax.Array, Records]) -> tuple[Walkers, jax.Array, jax.Array, Records]:
         walkers, waiting, seen, records = carry
         walkers, seen, records = settle(walk, lengths, walkers, waiting, times, seen, records)
         walkers, waiting = rush(walk, lengths, walkers, _target(times, seen), seen < times.shape[0])
         return walkers, waiting, seen, records
 
-    carry = jax.lax.while_loop(lambda carry: jnp.any(carry[2] < times.shape[0]), body, (walkers, idle, seen, records))
+    carry = jax.lax.while_loop(lambda carry: jnp.any(carry[2] < times.shape[0]), body, (walkers, nobody, seen, records))
     return carry[0], carry[3]
 
 
 def rush(
     walk: Walk, lengths: Table, walkers: Walkers, target: jax.Array, wanted: jax.Array
-) -> tuple[Walkers, tuple[jax.Array, jax.Array]]:
-    """Up to 128 excursions of each walker, all in 32 bits and without a branch.
+) -> tuple[Walkers, jax.Array]:
+    """Up to 256 excursions of each walker, all in 32 bits and without a branch.
 
     Args:
       walk: the law.
@@ -119,39 +119,33 @@ def rush(
       wanted: [B] bool, who has still to walk.
 
     Returns:
-      Their state, and (who waits, the word that they could not deal with).
+      Their state, and who waits, [B] bool, in front of the words that they could not deal with.
     """
     active = wanted & (walkers.length == 0) & (walkers.reached == 0)
     left = jnp.minimum(target - walkers.start, FAR).astype(jnp.int32)
     moved = tuple(jnp.zeros_like(left) for _ in walkers.position)
-    carry = _Rush(walkers.words, moved, walkers.edge, left, active, walkers.turn, walkers.turn)
-
-    def body(_: jax.Array, carry: _Rush) -> _Rush:
-        for _i in range(UNROLL):
-            carry = _excursion(walk.dim, lengths, carry)
-        return carry
+    carry = _Rush(walkers.words, moved, walkers.edge, left, active)
 
     far = jnp.max(jnp.where(active, left, 0)).astype(jnp.float64)
     share = active.sum(dtype=jnp.float64) / jnp.maximum(wanted.sum(dtype=jnp.float64), 1.0)
-    busy = share * (RUSH // UNROLL)  # where most are beyond the table, settle more often
-    rounds = jnp.clip(far / (4 * UNROLL * lengths.mean), 1.0, jnp.maximum(busy, 1.0)).astype(jnp.int32)
-    after = jax.lax.fori_loop(0, rounds, body, carry)
+    busy = share * RUSH  # where most are beyond the table, settle more often
+    rounds = jnp.clip(far / (4 * lengths.mean), 1.0, jnp.maximum(busy, 1.0)).astype(jnp.int32)
+    after = loops.repeated(functools.partial(_excursion, walk.dim, lengths), rounds, carry)
     position = tuple(x + dx.astype(jnp.int64) for x, dx in zip(walkers.position, after.moved, strict=True))
     walkers = walkers._replace(
         words=after.words,
         position=position,
         edge=after.edge,
         start=walkers.start + (left - after.left).astype(jnp.int64),
-        turn=after.turn,
     )
-    return walkers, (active & ~after.active, after.word)
+    return walkers, active & ~after.active
 
 
 def settle(
     walk: Walk,
     lengths: Table,
     walkers: Walkers,
-    waiting: tuple[jax.Array, jax.Array],
+    waiting: jax.Array,
     times: jax.Array,
     seen: jax.Array,
     records: Records,
@@ -170,13 +164,10 @@ def settle(
     Returns:
       The new walkers, seen and records.
     """
-    walkers = _decide(lengths, walkers, *waiting)
+    walkers = _decide(walk.dim, lengths, walkers, waiting)
 
-    def longer(_: jax.Array, walkers: Walkers) -> Walkers:
-        wanted = (seen < times.shape[0]) & (walkers.start + walkers.reached < _target(times, seen))
-        return lengthen(walk, walkers, wanted)
-
-    walkers = jax.lax.fori_loop(0, 2, longer, walkers)
+    unseen = (seen < times.shape[0]) & (walkers.start + walkers.reached < _target(times, seen))
+    walkers = lengthen(walk, walkers, unseen)
     seen, records = _record(walkers, times, seen, records)
     return _turn_round(walk.dim, walkers, seen < times.shape[0]), seen, records
 
@@ -216,35 +207,40 @@ class _Rush(NamedTuple):
     edge: jax.Array
     left: jax.Array
     active: jax.Array
-    word: jax.Array
-    turn: jax.Array
 
 
 def _excursion(dim: int, lengths: Table, s: _Rush) -> _Rush:
-    word, words = generator.step(s.words)
-    turn, words = generator.step(words) if dim > 1 else (s.turn, words)
+    word, turn, words = _words(dim, s.words)
     length, tie = table.draw(lengths, word)
     edge, again = lattice.next_edge(dim, s.edge, length, turn)
     done = s.active & (length != 0) & ~tie & ~again & (length < s.left)
     return _Rush(
-        select(s.active, words, s.words),
+        select(done, words, s.words),
         lattice.moved(s.moved, s.edge, done & (length & 1 == 1)),
         jnp.where(done, edge, s.edge),
         s.left - jnp.where(done, length, 0),
         done,
-        jnp.where(s.active, word, s.word),
-        jnp.where(s.active, turn, s.turn) if dim > 1 else s.turn,
     )
 
 
-def _decide(lengths: Table, walkers: Walkers, waiting: jax.Array, word: jax.Array) -> Walkers:
+def _words(dim: int, words: Words) -> tuple[jax.Array, jax.Array, Words]:
+    """The word of an excursion's length and that of the turn after it, which on the line needs none of its own."""
+    word, words = generator.step(words)
+    turn, words = generator.step(words) if dim > 1 else (word, words)
+    return word, turn, words
+
+
+def _decide(dim: int, lengths: Table, walkers: Walkers, waiting: jax.Array) -> Walkers:
+    word, turn, words = _words(dim, walkers.words)
+    words = select(waiting, words, walkers.words)
     drawn = table.draw(lengths, word)
-    more, words = generator.step_where(waiting & drawn.tie, walkers.words)
+    more, words = generator.step_where(waiting & drawn.tie, words)
     length = jnp.where(drawn.tie, table.break_tie(lengths, word, more), drawn.length).astype(jnp.int64)
     return walkers._replace(
         words=words,
         length=jnp.where(waiting, length, walkers.length),
         reached=jnp.where(waiting & (length == 0), CELLS, walkers.reached),
+        turn=jnp.where(waiting, turn, walkers.turn),
     )
 
 

@@ -5,17 +5,17 @@ steps. A uniform of 62 bits decides, kept as a float32 that is finest near 0, wh
 walkers, d axes, K times.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from serw import events, generator, lattice
+from serw import events, generator, lattice, loops
 from serw.generator import Words, select
 from serw.statistics import Records
 from serw.walk import Walk
 
-UNROLL = 8  # steps fused into one pass over the walkers
 STRETCH = 1 << 29  # steps between two returns to 64 bits
 
 
@@ -86,13 +86,7 @@ def _stretch(walk: Walk, w: Walkers, time: jax.Array) -> Walkers:
     moved = tuple(jnp.zeros_like(run) for _ in w.position)
     carry = _Stride(w.words, moved, w.edge, run, (w.run - run.astype(jnp.int64)).astype(jnp.float32))
 
-    def many(_: jax.Array, s: _Stride) -> _Stride:
-        for _i in range(UNROLL):
-            s = _step(walk, s)
-        return s
-
-    carry = jax.lax.fori_loop(0, steps // UNROLL, many, carry)
-    carry = jax.lax.fori_loop(0, steps % UNROLL, lambda _, s: _step(walk, s), carry)
+    carry = loops.repeated(functools.partial(_step, walk), steps, carry)
     position = tuple(x + dx.astype(jnp.int64) for x, dx in zip(w.position, carry.moved, strict=True))
     wide = steps.astype(jnp.int64)
     kept = carry.run == run + steps  # never turned: the run goes on in 64 bits

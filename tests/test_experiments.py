@@ -38,7 +38,10 @@ def test_quickstart(tmp_path, capsys):
     assert list(rows) == list(quickstart.SETTINGS)
     assert rows["dense"]["zeros"]["mean"] == 0 and rows["transformed l1"]["zeros"]["mean"] > 20
     assert (tmp_path / "quickstart-quick.png").stat().st_size > 5000
-    assert "transformed l1" in capsys.readouterr().out
+    walk = result(tmp_path, "quickstart")["walk"]
+    assert 0 < abs(walk["simulated"] - walk["exact"]) < 4.5 * walk["standard_error"]
+    printed = capsys.readouterr().out
+    assert "transformed l1" in printed and f"{walk['exact']:.2f} exactly" in printed
 
 
 def test_rvsm_lenet(tmp_path, real_data_dir):
@@ -72,17 +75,18 @@ def test_lambda_path(tmp_path):
         assert zeros[-1] > zeros[0]
 
 
-def test_a_lane_of_the_path_is_a_run_of_its_own():
+@pytest.mark.parametrize("at_once", [None, 2])
+def test_a_lane_of_the_path_is_a_run_of_its_own(at_once):
     network = models.lenet_300_100(jax.random.key(0), image_shape=(8, 8, 1))
     images = jax.random.randint(jax.random.key(1), (32, 8, 8, 1), 0, 256).astype("uint8")
     labels = jax.random.randint(jax.random.key(2), (32,), 0, 10)
     init, epoch = lambda_path.make_lane(network.forward, rvsm_jax.l1(), optax.sgd(0.1, momentum=0.9))
-    many_init, many_epochs = lambda_path.vmapped(init, epoch)
-    lam, beta = np.float32([1e-4, 1e-3]), np.float32([0.1, 0.2])
+    many_init, many_epochs = lambda_path.vmapped(init, epoch, lanes=12, at_once=at_once)
+    lam, beta = np.geomspace(1e-4, 1e-3, 12, dtype=np.float32), np.linspace(0.1, 0.2, 12, dtype=np.float32)
     start = network.params, network.state, jax.random.key(3)
     order = np.arange(32).reshape(4, 8)
     together, _ = many_epochs(many_init(*start, lam, beta), lam, beta, images, labels, order)
-    for lane in range(2):
+    for lane in (0, 5, 11):
         alone, _ = epoch(init(*start, lam[lane], beta[lane]), lam[lane], beta[lane], images, labels, order)
         expected = jax.tree.map(lambda x, lane=lane: x[lane], together.params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, alone.params)
@@ -100,7 +104,7 @@ def test_fine_tuning_keeps_the_support():
 def test_bench_splitting(tmp_path):
     bench_splitting.main(bench_splitting.BenchOptions(quick=True, out=tmp_path, rounds=3))
     found = result(tmp_path, "bench_splitting")
-    assert len(found["steps"]) == 6 and found["path"]["lanes"] == 4
+    assert len(found["steps"]) == 8 and found["path"]["lanes"] == 4
 
 
 def test_interleaved_calls_take_turns():
