@@ -24,6 +24,7 @@ from rvsm_jax.penalties import (
 from rvsm_jax.proximal import ProximalOperator, convolutions, kernels, proximal_operator
 from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm
 from rvsm_jax.report import Sparsity, sparsity
+from rvsm_jax.shrinking import ShrinkError, shrink
 from rvsm_jax.splitting import fixed_support, group_penalty, proximal_step, relaxed_splitting
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Method",
     "Penalty",
     "ProximalOperator",
+    "ShrinkError",
     "Sparsity",
     "channels",
     "convolutions",
@@ -52,6 +54,7 @@ __all__ = [
     "rvsm",
     "scad",
     "shapes",
+    "shrink",
     "sparsity",
     "top_k",
     "transformed_l1",
