@@ -7,6 +7,7 @@ read contributes const_c sum of w[c, o]: next to a convolution's border less, so
 an image of ones, exact for any padding.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -257,9 +258,26 @@ register("dot_general", PRODUCT)
 
 
 def _inside(op: Operation) -> Operation:
-    """The one convolution that a call consists of."""
-    (equation,) = op.params["call_jaxpr"].jaxpr.eqns
+    """The one convolution that a call of the library's comes to."""
+    equations = op.params["call_jaxpr"].jaxpr.eqns
+    (equation,) = [eqn for eqn in equations if eqn.primitive.name == "conv_general_dilated"]
+    if len(equations) > 1:
+        equation = _plain_equation(op.shapes, str(op.dtypes[0]), equation.params["window_strides"][0], *_pads(equation))
     return op._replace(name=equation.primitive.name, equation=equation)
+
+
+def _pads(equation: Any) -> tuple[Any, Any]:
+    return tuple(map(tuple, equation.params["padding"])), equation.params["dimension_numbers"]
+
+
+@functools.cache
+def _plain_equation(shapes: Sequence[tuple[int, ...]], dtype: str, down: int, pads: Any, numbers: Any) -> Any:
+    """The convolution that `narrow_convolution` computes by another one, in its own terms."""
+
+    def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, w, (down, 1), pads, dimension_numbers=numbers)
+
+    return jax.make_jaxpr(convolve)(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)).jaxpr.eqns[0]
 
 
 def _library_emit(
@@ -285,14 +303,13 @@ def _library_emit(
     return [cut(y, (None, None, None, wants[1][3]), box)]
 
 
-register(
-    "product_gradient_convolution",
-    Rule(
-        lambda op, inputs: known(_inside(op), inputs),
-        lambda op, facts, boxes: convolution_needed(_inside(op), facts, boxes),
-        _library_emit,
-        contracted=lambda op: convolution_contracted(_inside(op)),
-        cost=lambda op, shapes, out: convolution_cost(_inside(op), shapes, out),
-        fold=lambda op, facts, wants, boxes: convolution_fold(_inside(op), facts, wants, boxes),
-    ),
+LIBRARY = Rule(
+    lambda op, inputs: known(_inside(op), inputs),
+    lambda op, facts, boxes: convolution_needed(_inside(op), facts, boxes),
+    _library_emit,
+    contracted=lambda op: convolution_contracted(_inside(op)),
+    cost=lambda op, shapes, out: convolution_cost(_inside(op), shapes, out),
+    fold=lambda op, facts, wants, boxes: convolution_fold(_inside(op), facts, wants, boxes),
 )
+register("product_gradient_convolution", LIBRARY)
+register("narrow_convolution", LIBRARY)
