@@ -9,7 +9,9 @@ sparse_network = prox(params, 1e-6 / 1e-2)                           # the model
 import importlib
 from typing import Any
 
+from rvsm_jax.coupled import Coupled
 from rvsm_jax.groups import Groups, channels, filters, layers, over, shapes, weights
+from rvsm_jax.multiples import in_multiples
 from rvsm_jax.penalties import (
     Penalty,
     half_norm,
@@ -24,10 +26,11 @@ from rvsm_jax.penalties import (
 from rvsm_jax.proximal import ProximalOperator, convolutions, kernels, proximal_operator
 from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm
 from rvsm_jax.report import Sparsity, sparsity
-from rvsm_jax.shrinking import ShrinkError, shrink
+from rvsm_jax.shrinking import ShrinkError, coupled_channels, shrink
 from rvsm_jax.splitting import fixed_support, group_penalty, proximal_step, relaxed_splitting
 
 __all__ = [
+    "Coupled",
     "Groups",
     "Method",
     "Penalty",
@@ -36,10 +39,12 @@ __all__ = [
     "Sparsity",
     "channels",
     "convolutions",
+    "coupled_channels",
     "filters",
     "fixed_support",
     "group_penalty",
     "half_norm",
+    "in_multiples",
     "kernels",
     "l0",
     "l1",

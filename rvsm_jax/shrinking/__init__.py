@@ -10,6 +10,7 @@ what is needed go backwards (`plan`), and the small function runs the same opera
 kind of operation has a rule that answers for it (`rule`, `rules`); `register` adds one.
 """
 
+from rvsm_jax.shrinking.coupling import coupled_channels
 from rvsm_jax.shrinking.follow import follow
 from rvsm_jax.shrinking.function import Folded
 from rvsm_jax.shrinking.measure import measure
@@ -32,6 +33,7 @@ __all__ = [
     "Report",
     "Rule",
     "ShrinkError",
+    "coupled_channels",
     "follow",
     "from_record",
     "measure",

@@ -7,7 +7,6 @@ read contributes const_c sum of w[c, o]: next to a convolution's border less, so
 an image of ones, exact for any padding.
 """
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rvsm_jax.shrinking import ties
 from rvsm_jax.shrinking.boxes import Box, axis_of, cut, small_shape, take, whole
 from rvsm_jax.shrinking.program import Operation
 from rvsm_jax.shrinking.rule import WHOLE, Facts, Known, Rule, register
@@ -251,65 +251,16 @@ CONVOLUTION = Rule(
     contracted=convolution_contracted,
     cost=convolution_cost,
     fold=convolution_fold,
+    ties=ties.convolution,
 )
-PRODUCT = Rule(known, product_needed, product_emit, contracted=product_contracted, cost=product_cost, fold=product_fold)
+PRODUCT = Rule(
+    known,
+    product_needed,
+    product_emit,
+    contracted=product_contracted,
+    cost=product_cost,
+    fold=product_fold,
+    ties=ties.product,
+)
 register("conv_general_dilated", CONVOLUTION)
 register("dot_general", PRODUCT)
-
-
-def _inside(op: Operation) -> Operation:
-    """The one convolution that a call of the library's comes to."""
-    equations = op.params["call_jaxpr"].jaxpr.eqns
-    (equation,) = [eqn for eqn in equations if eqn.primitive.name == "conv_general_dilated"]
-    if len(equations) > 1:
-        equation = _plain_equation(op.shapes, str(op.dtypes[0]), equation.params["window_strides"][0], *_pads(equation))
-    return op._replace(name=equation.primitive.name, equation=equation)
-
-
-def _pads(equation: Any) -> tuple[Any, Any]:
-    return tuple(map(tuple, equation.params["padding"])), equation.params["dimension_numbers"]
-
-
-@functools.cache
-def _plain_equation(shapes: Sequence[tuple[int, ...]], dtype: str, down: int, pads: Any, numbers: Any) -> Any:
-    """The convolution that `narrow_convolution` computes by another one, in its own terms."""
-
-    def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(x, w, (down, 1), pads, dimension_numbers=numbers)
-
-    return jax.make_jaxpr(convolve)(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)).jaxpr.eqns[0]
-
-
-def _library_emit(
-    op: Operation,
-    operands: Sequence[Any],
-    wants: Sequence[Box | None],
-    boxes: Sequence[Box | None],
-    folded: Any = None,
-) -> Sequence[Any]:
-    """The convolution of `rvsm_jax.models` that suits the smaller operands, with its fast gradient."""
-    from rvsm_jax.models.convolution import conv_general_dilated
-
-    inside = _inside(op)
-    if any(x is None for x in operands) or folded is not None:
-        return convolution_emit(inside, operands, wants, boxes, folded)
-    (box,), params = boxes, inside.params
-    assert box is not None
-    assert wants[1] is not None
-    x, w = operands
-    y = conv_general_dilated(
-        x, w, params["window_strides"], params["padding"], dimension_numbers=params["dimension_numbers"]
-    )
-    return [cut(y, (None, None, None, wants[1][3]), box)]
-
-
-LIBRARY = Rule(
-    lambda op, inputs: known(_inside(op), inputs),
-    lambda op, facts, boxes: convolution_needed(_inside(op), facts, boxes),
-    _library_emit,
-    contracted=lambda op: convolution_contracted(_inside(op)),
-    cost=lambda op, shapes, out: convolution_cost(_inside(op), shapes, out),
-    fold=lambda op, facts, wants, boxes: convolution_fold(_inside(op), facts, wants, boxes),
-)
-register("product_gradient_convolution", LIBRARY)
-register("narrow_convolution", LIBRARY)
