@@ -1,9 +1,9 @@
 """Convolution by the fastest way there is on the CPU backend; ``lax``'s own on every other.
 
 XLA's convolutions are the slow part of a training step on a CPU, most of all the gradient with respect to the kernel.
-Large kernels over few channels go through `blocks`, and what has at most eight outputs through `narrow`. With sixteen channels or more, output and input gradient are best
-left to XLA and the kernel's gradient is a matrix product for each row p of the kernel: with R the inputs of l
-neighbouring columns side by side,
+Large kernels over few channels go through `blocks`, and what has at most eight outputs through `narrow`. With sixteen
+channels or more, output and input gradient are best left to XLA and the kernel's gradient is a matrix product for each
+row p of the kernel: with R the inputs of l neighbouring columns side by side,
 
     dK[p] (l C, O) = R[:, p : p + H'] (B H' W', l C)^T @ g (B H' W', O),
 
