@@ -19,6 +19,8 @@ from rvsm_jax.shrinking.rules.products import (
     known,
 )
 
+NHWC = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
 
 def emit(
     op: Operation,
@@ -46,20 +48,25 @@ def emit(
 def _inside(op: Operation) -> Operation:
     """The one convolution that a call comes to."""
     equations = op.params["call_jaxpr"].jaxpr.eqns
-    (equation,) = [eqn for eqn in equations if eqn.primitive.name == "conv_general_dilated"]
-    if len(equations) > 1:
-        params = equation.params
-        pads, strides = tuple(map(tuple, params["padding"])), (params["window_strides"][0], 1)
-        equation = _plain(op.shapes, str(op.dtypes[0]), strides, pads, params["dimension_numbers"])
+    inner = [eqn for eqn in equations if eqn.primitive.name == "conv_general_dilated"]
+    if len(equations) == len(inner) == 1:
+        (equation,) = inner
+    elif inner:  # several columns at once
+        pads, strides = tuple(map(tuple, inner[0].params["padding"])), (inner[0].params["window_strides"][0], 1)
+        equation = _plain(op.shapes, str(op.dtypes[0]), strides, pads)
+    else:  # a product of whole images, of stride 1 and padded alike on both sides
+        sizes = zip(op.out_shapes[0][1:3], op.shapes[0][1:3], op.shapes[1][:2], strict=True)
+        each = [(out - n + k - 1) // 2 for out, n, k in sizes]
+        equation = _plain(op.shapes, str(op.dtypes[0]), (1, 1), tuple((p, p) for p in each))
     return op._replace(name=equation.primitive.name, equation=equation)
 
 
 @functools.cache
-def _plain(shapes: Sequence[tuple[int, ...]], dtype: str, strides: Any, pads: Any, numbers: Any) -> Any:
-    """The convolution that `narrow_convolution` computes by a wider one."""
+def _plain(shapes: Sequence[tuple[int, ...]], dtype: str, strides: Any, pads: Any) -> Any:
+    """The convolution that the library computes in another way."""
     operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     convolve = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=numbers
+        jax.lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=NHWC
     )
     return jax.make_jaxpr(convolve)(*operands).jaxpr.eqns[0]
 
@@ -75,3 +82,4 @@ LIBRARY = Rule(
 )
 register("product_gradient_convolution", LIBRARY)
 register("narrow_convolution", LIBRARY)
+register("image_product", LIBRARY)
