@@ -50,7 +50,9 @@ def in_multiples(penalty: Penalty, multiple: int) -> Penalty:
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a Penalty such as l0() or l1(), got {penalty!r}")
     if not penalty.separable:
-        raise ValueError("in_multiples wants a separable penalty such as l0(); top_k(keep, multiple=...) rounds by itself")
+        raise ValueError(
+            "penalty must be separable, such as l0(), got one that ranks; for top_k say top_k(keep, multiple=...)"
+        )
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise ValueError(f"multiple must be an integer >= 1, got {multiple!r}")
 
