@@ -15,7 +15,7 @@ from rvsm_jax.penalties import Penalty, widened
 from rvsm_jax.sharded import placed_like, whole
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # 2.0 is no multiple, though equal to 2
 def in_multiples(penalty: Penalty, multiple: int) -> Penalty:
     """P(m) + indicator{number of m_i > 0 is a multiple of k, or all}:  prox(m, t) = h on the c largest, 0 elsewhere.
 
