@@ -24,7 +24,7 @@ from rvsm_jax.penalties import (
     two_thirds_norm,
 )
 from rvsm_jax.proximal import ProximalOperator, convolutions, kernels, proximal_operator
-from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm
+from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm, sparse_group
 from rvsm_jax.report import Sparsity, sparsity
 from rvsm_jax.shrinking import ShrinkError, coupled_channels, shrink
 from rvsm_jax.splitting import fixed_support, group_penalty, proximal_step, relaxed_splitting
@@ -60,6 +60,7 @@ __all__ = [
     "scad",
     "shapes",
     "shrink",
+    "sparse_group",
     "sparsity",
     "top_k",
     "transformed_l1",

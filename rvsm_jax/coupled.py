@@ -170,7 +170,7 @@ class Coupled:
 
 
 def _norms(family: Family, leaves: Mapping[str, jax.Array]) -> jax.Array:
-    """|w_g|_2 in float32 or wider, scaled by the largest weight so that no square over- or underflows; gradient 0 at 0."""
+    """|w_g|_2 in float32 or wider, each scaled by its largest weight so that no square over- or underflows."""
     dtype = at_least_float32(*(leaves[s.path].dtype for s in family.slices))
     largest = jnp.zeros(family.size, dtype)
     for s in family.slices:

@@ -15,7 +15,7 @@ from rvsm_jax.penalties import Penalty, widened
 from rvsm_jax.sharded import placed_like, whole
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # 2.0 is no multiple, though equal to 2
 def in_multiples(penalty: Penalty, multiple: int) -> Penalty:
     """P(m) + indicator{number of m_i > 0 is a multiple of k, or all}:  prox(m, t) = h on the c largest, 0 elsewhere.
 
@@ -50,7 +50,9 @@ def in_multiples(penalty: Penalty, multiple: int) -> Penalty:
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a Penalty such as l0() or l1(), got {penalty!r}")
     if not penalty.separable:
-        raise ValueError("in_multiples wants a separable penalty such as l0(); top_k(keep, multiple=...) rounds by itself")
+        raise ValueError(
+            "penalty must be separable, such as l0(), got one that ranks; for top_k say top_k(keep, multiple=...)"
+        )
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise ValueError(f"multiple must be an integer >= 1, got {multiple!r}")
 

@@ -282,7 +282,7 @@ def two_thirds_norm() -> Penalty:
     return widened(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # 1 magnitude is not 1.0 of them
 def top_k(keep: int | float, *, multiple: int = 1) -> Penalty:
     """value(m) = 0 if at most k magnitudes are non-zero, else infinity;  prox keeps the k largest, whatever t.
 

@@ -151,7 +151,9 @@ def proximal_operator(
         where = groups.where if isinstance(groups, Coupled) else kernels
     require_function("where", where)
     if joint and by_size:
-        raise ValueError("by_size weighs the penalty of each group, joint hands it all groups at once: want one of them")
+        raise ValueError(
+            "want by_size (each group has its weight) or joint (the penalty has all groups at once), got both"
+        )
     return ProximalOperator(penalty, groups, where, joint, by_size)
 
 

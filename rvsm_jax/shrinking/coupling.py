@@ -44,8 +44,8 @@ def coupled_channels(fn: Callable, params: Any, example: Any) -> Coupled:
     >>> fn = lambda w, x: x @ w["in"] + jax.nn.relu(x @ w["in"] @ w["a"]) @ w["b"]
     >>> w = {"in": jnp.ones((2, 6)), "a": jnp.ones((6, 4)), "b": jnp.ones((4, 6)), "out": jnp.ones((6, 3))}
     >>> print(coupled_channels(lambda w, x: fn(w, x) @ w["out"], w, jnp.ones((1, 2))))
-    4 channels written by a, read by b
     6 channels written by b, in, read by a, out
+    4 channels written by a, read by b
     """
     if not callable(fn):
         raise ShrinkError(f"fn must be a function fn(params, x), got {fn!r}")
@@ -55,9 +55,9 @@ def coupled_channels(fn: Callable, params: Any, example: Any) -> Coupled:
     program, analyse = probe(fn, shapes, example)
     labels, axes, kept = _labelled(program)
     found = [f for f in _families(program, labels, axes, paths) if f.family.size > 1]
-    wrong = _mistaken(program, analyse, found)
-    families = tuple(f.family for f in found if f not in wrong)
-    kept = (*kept, *(str(f.family) for f in wrong))
+    right = _removable(program, analyse, found)
+    families = tuple(f.family for f, yes in zip(found, right, strict=True) if yes)
+    kept = (*kept, *(str(f.family) for f, yes in zip(found, right, strict=True) if not yes))
     if not families:
         raise ShrinkError(f"fn has no channels that could go as a whole{'; kept: ' if kept else ''}{', '.join(kept)}")
     return Coupled(families, kept)
@@ -110,14 +110,14 @@ def _families(program: Program, labels: Labels, axes: dict[int, Axes], paths: Se
         alike.setdefault(tuple((place, len(indices)) for place, indices in slices.items()), []).append(root)
     families = []
     for signature, roots in alike.items():
-        slices = []
+        parts = []
         for (leaf, axis), _ in signature:
             channels = np.full(program.shape(program.leaves[leaf])[axis], -1)
             for number, root in enumerate(roots):
                 channels[found[root][leaf, axis]] = number
-            slices.append(Slice(paths[leaf], axis, channels, roles.get((leaf, axis), "scales")))
-        if any(s.role == "writes" for s in slices):
-            families.append(_Found(Family(len(roots), tuple(slices)), tuple(leaf for (leaf, _), _ in signature)))
+            parts.append(Slice(paths[leaf], axis, channels, roles.get((leaf, axis), "scales")))
+        if any(part.role == "writes" for part in parts):
+            families.append(_Found(Family(len(roots), tuple(parts)), tuple(leaf for (leaf, _), _ in signature)))
     turn = {v: k for k, v in reversed(list(enumerate(v for op in program.operations for v in op.inputs)))}
     return sorted(families, key=lambda f: min(turn.get(program.leaves[leaf], len(turn)) for leaf in f.leaves))
 
@@ -148,7 +148,8 @@ def _kernel_roles(op: Operation, position: int) -> list[tuple[int, Role]]:
     labels = Labels()
     inputs = [labels.free(shape) for shape in op.shapes]
     (out,) = ties_of(op)(op, labels, inputs)
-    shared = [[any(_tied(labels, mine, its) for its in them) for mine in inputs[position]] for them in (out, inputs[1 - position])]
+    others = out, inputs[1 - position]
+    shared = [[any(_tied(labels, mine, its) for its in them) for mine in inputs[position]] for them in others]
     pairs = enumerate(zip(*shared, strict=True))
     return [(axis, "writes" if made else "reads") for axis, (made, met) in pairs if made != met]
 
@@ -158,8 +159,8 @@ def _tied(labels: Labels, a: np.ndarray, b: np.ndarray) -> bool:
     return bool((set(labels.roots(a).tolist()) & set(labels.roots(b).tolist())) - {FIXED})
 
 
-def _mistaken(program: Program, analyse: Analyst, families: Sequence[_Found]) -> list[_Found]:
-    """The families for which something else can be removed than their first channel, when that is zero."""
+def _removable(program: Program, analyse: Analyst, families: Sequence[_Found]) -> list[bool]:
+    """For each family, whether its first channel and nothing else can be removed when the first of each are zero."""
     rng = np.random.default_rng(0)
     shapes = [(program.shape(v), program.avals[v].dtype) for v in program.leaves]
     leaves = [np.asarray(rng.uniform(0.5, 1.5, shape)).astype(dtype) for shape, dtype in shapes]
@@ -179,8 +180,5 @@ def _mistaken(program: Program, analyse: Analyst, families: Sequence[_Found]) ->
         expected = np.flatnonzero(kept[leaf][axis])
         return box is not None and np.array_equal(axis_of(box[axis], len(kept[leaf][axis])), expected)
 
-    return [
-        found
-        for found in families
-        if not all(as_expected(leaf, s.axis) for leaf, s in zip(found.leaves, found.family.slices, strict=True))
-    ]
+    pairs = (zip(found.leaves, found.family.slices, strict=True) for found in families)
+    return [all(as_expected(leaf, s.axis) for leaf, s in slices) for slices in pairs]

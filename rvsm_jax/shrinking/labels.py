@@ -1,8 +1,8 @@
 """Labels: which indices of which axes are one channel, by union of what operations tie together.
 
-Every index of every axis of every value has a label, a number. Operations tie labels: an addition those of its operands,
-a product those that it sums over. Label 0 is what nobody may remove: the axes of the argument and of the outputs, pixels,
-and whatever an operation without a rule touches. A label that no variable has is free: it takes on what it is tied to.
+Every index of every axis of every value has a label, a number. Operations tie labels: an addition those of its
+operands, a product those that it sums over. Label 0 is what nobody may remove: the axes of the argument and of the
+outputs, pixels, and whatever an operation without a rule touches. A label that no variable has is free.
 
 Axes merged into one by a reshape are products of labels. Where only one of them can hold channels, its labels go on to
 the merged axis; where that is not clear yet, it is settled by what the merged axis meets, and if not by that, fixed.
