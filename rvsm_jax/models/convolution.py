@@ -1,9 +1,9 @@
 """Convolution by the fastest way there is on the CPU backend; ``lax``'s own on every other.
 
 XLA's convolutions are the slow part of a training step on a CPU, most of all the gradient with respect to the kernel.
-Large kernels over few channels go through `blocks`, what has at most eight outputs, or images smaller than
-the kernel, through `narrow`. With sixteen channels or more, output and input gradient are best left to XLA and the kernel's gradient is a matrix product for each
-row p of the kernel: with R the inputs of l neighbouring columns side by side,
+Large kernels over few channels go through `blocks`, and what has at most eight outputs, or images smaller than the
+kernel, through `narrow`. With sixteen channels or more, output and input gradient are best left to XLA and the kernel's
+gradient is a matrix product for each row p of the kernel: with R the inputs of l neighbouring columns side by side,
 
     dK[p] (l C, O) = R[:, p : p + H'] (B H' W', l C)^T @ g (B H' W', O),
 
@@ -44,9 +44,10 @@ def conv_general_dilated(
 
     A drop-in for ``jax.lax.conv_general_dilated``, also as the argument of that name of ``flax.nnx.Conv``. On the CPU
     backend an unpadded NHWC / HWIO convolution of at most 32 channels with a kernel of at least 25 pixels is a
-    `block_convolution`, one of an image smaller than its kernel an `image_product`, any other of at least 16 input and output channels a `product_gradient_convolution`, whose
-    only restriction is that it has no forward mode, and one of at most 8 outputs a `narrow_convolution`. Everything
-    else, dilation and groups among it, is passed on. The backend is JAX's default one when the call is traced.
+    `block_convolution`, one of images smaller than the kernel an `image_product`, any other of at least 16 input and
+    output channels a `product_gradient_convolution`, whose only restriction is that it has no forward mode, and one of
+    at most 8 outputs a `narrow_convolution`. Everything else, dilation and groups among it, is passed on. The backend
+    is JAX's default one when the call is traced.
 
     Args:
       lhs: images, (B, H, W, C).
