@@ -106,7 +106,7 @@ QUICK = Case(
     1000,
     Protocol(epochs=2, batch_size=50),
     lambda found: found.written,
-    {DENSE: (Setting(DENSE),), "l0": strengths("l0", 5e-2), RVSM: single(2e-3)},
+    {DENSE: (Setting(DENSE),), "l0": strengths("l0", 5e-2)},
 )
 
 

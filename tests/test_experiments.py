@@ -9,15 +9,18 @@ import pytest
 
 import rvsm_jax
 from experiments import (
+    bench_shrink,
     bench_splitting,
     common,
     lambda_path,
     quickstart,
+    rgsm_channels,
     rvsm_lenet,
     rvsm_resnet18,
     sparse,
     timing,
 )
+from experiments.vgg import vgg11
 from rvsm_jax import models
 
 
@@ -105,6 +108,30 @@ def test_bench_splitting(tmp_path):
     bench_splitting.main(bench_splitting.BenchOptions(quick=True, out=tmp_path, rounds=3))
     found = result(tmp_path, "bench_splitting")
     assert len(found["steps"]) == 8 and found["path"]["lanes"] == 4
+
+
+def test_rgsm_channels_goes_on_where_it_stopped(tmp_path, capsys):
+    options = rgsm_channels.ChannelOptions(quick=True, out=tmp_path, runs=tmp_path / "runs", rounds=2)
+    rgsm_channels.main(options)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    rows = {row["name"]: row for row in result(tmp_path, "rgsm_channels")["rows"]}
+    assert rows["dense"]["multiply_adds"] == 1 and rows["dense"]["channel_sparsity"] == 0
+    assert rows["l0"]["channel_sparsity"] > 10 and rows["l0"]["multiply_adds"] < 0.9
+    assert all(inputs % 4 == 0 for inputs, _ in rows["l0"]["widths"].values())
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert not list(rgsm_channels._missing("digits", rgsm_channels.QUICK, options))
+
+
+def test_bench_shrink(monkeypatch):
+    monkeypatch.setitem(bench_shrink.NETWORKS, "VGG-11", (vgg11, bench_shrink.VGG[:1]))
+    (row,) = bench_shrink.jax_rows("VGG-11", 2, (2,), {"width": 2})
+    assert 0.2 < row["multiply_adds"] < 0.3 and row["error"] < 1e-5 and row["batches"][2]["time"]["median"] > 0
+
+
+def test_torch_pruning_takes_the_same_channels():
+    pytest.importorskip("torch_pruning")
+    inner, coupled = (bench_shrink.torch_row("ResNet-20", p, 1, (2,)) for p in bench_shrink.RESNET[:2])
+    assert abs(inner["parameters"] - 0.51) < 0.01 and abs(coupled["parameters"] - 0.25) < 0.02
 
 
 def test_interleaved_calls_take_turns():
