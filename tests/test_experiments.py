@@ -1,5 +1,6 @@
 """Every experiment runs, in its quick form, and leaves a results file that says what it found."""
 
+import functools
 import json
 
 import jax
@@ -123,9 +124,15 @@ def test_rgsm_channels_goes_on_where_it_stopped(tmp_path, capsys):
 
 
 def test_bench_shrink(monkeypatch):
-    monkeypatch.setitem(bench_shrink.NETWORKS, "VGG-11", (vgg11, bench_shrink.VGG[:1]))
-    (row,) = bench_shrink.jax_rows("VGG-11", 2, (2,), {"width": 2})
-    assert 0.2 < row["multiply_adds"] < 0.3 and row["error"] < 1e-5 and row["batches"][2]["time"]["median"] > 0
+    network = functools.partial(models.lenet_300_100, image_shape=bench_shrink.IMAGE)
+    monkeypatch.setitem(bench_shrink.NETWORKS, "VGG-11", (network, bench_shrink.VGG[:1]))
+    (row,) = bench_shrink.jax_rows("VGG-11", 2, (2,), {})
+    assert 0.4 < row["multiply_adds"] < 0.6 and row["error"] < 1e-5 and row["batches"][2]["time"]["median"] > 0
+
+
+def test_vgg_is_the_same_in_both_libraries():
+    network = jax.eval_shape(vgg11, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(network.params)) == 9_228_362
 
 
 def test_torch_pruning_takes_the_same_channels():
