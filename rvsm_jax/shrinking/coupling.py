@@ -26,7 +26,7 @@ def coupled_channels(fn: Callable, params: Any, example: Any) -> Coupled:
     many layers share them: along a residual stream all filters that write into it, all normalisations' scales and
     shifts, and all kernel slices that read it. Axes of the argument, of the outputs, of pixels, and those that an
     operation without a rule touches are no channels. What is found is tried: with one channel of every family set to
-    zero, ``shrink`` must find exactly these indices removable, or the family is left out.
+    zero, ``shrink`` must find exactly these indices removable, or the family is left out; so is a layer's only channel.
 
     Args:
       fn: ``fn(params, x) -> outputs`` of the tree that is trained, in evaluation mode; what else it needs, such as
