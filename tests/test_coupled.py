@@ -431,6 +431,8 @@ def test_bad_arguments_are_named():
         rvsm_jax.proximal_operator(rvsm_jax.l0(), uneven)(w, 1.0)
     with pytest.raises(ValueError, match=r"fn must be a function fn\(params, x\), got 3"):
         rvsm_jax.coupled_channels(3, w, jnp.ones((1, 4)))
+    with pytest.raises(ValueError, match="params must not hold random keys, but 'key' is one"):
+        rvsm_jax.coupled_channels(lambda w, x: x @ w["a"], w | {"key": KEY}, jnp.ones((1, 4)))
     with pytest.raises(ValueError, match="no channels that could go as a whole"):
         rvsm_jax.coupled_channels(lambda w, x: x @ w["a"], w, jnp.ones((1, 4)))
     with pytest.raises(ValueError, match="cannot be traced"):
