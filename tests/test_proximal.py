@@ -65,7 +65,7 @@ def test_gradient_is_that_of_the_value(penalty):
 
 @pytest.mark.parametrize(
     ("groups", "penalty"),
-    [(rvsm_jax.channels, "l0"), (rvsm_jax.layers, "l1"), (rvsm_jax.weights, "half_norm")],
+    [(rvsm_jax.channels, "half_norm"), (rvsm_jax.layers, "l1")],
 )
 def test_weights_by_size_are_strengths_by_size(groups, penalty):
     """sum_g sqrt(n_g) rho(|w_g|): each leaf's map at the strength times the root of its groups' size."""
