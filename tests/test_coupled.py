@@ -149,7 +149,7 @@ def assert_shrinks_to(kept, report):
             np.testing.assert_array_equal(np.arange(n) if index is None else index, expected, leaf.path)
 
 
-@pytest.mark.parametrize(("kind", "part"), [(k, "all") for k in KINDS] + [("preactivated", "written")])
+@pytest.mark.parametrize(("kind", "part"), [("preactivated", "all"), ("postactivated", "written")])
 def test_a_resnet_shrinks_by_exactly_the_channels_that_are_zero(kind, part):
     fn, params, groups = tiny_resnet(kind)
     w, kept = zeroed(groups, params, np.random.default_rng(2))
