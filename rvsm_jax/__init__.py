@@ -9,7 +9,9 @@ sparse_network = prox(params, 1e-6 / 1e-2)                           # the model
 import importlib
 from typing import Any
 
+from rvsm_jax.coupled import Coupled
 from rvsm_jax.groups import Groups, channels, filters, layers, over, shapes, weights
+from rvsm_jax.multiples import in_multiples
 from rvsm_jax.penalties import (
     Penalty,
     half_norm,
@@ -22,12 +24,13 @@ from rvsm_jax.penalties import (
     two_thirds_norm,
 )
 from rvsm_jax.proximal import ProximalOperator, convolutions, kernels, proximal_operator
-from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm
+from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm, sparse_group
 from rvsm_jax.report import Sparsity, sparsity
-from rvsm_jax.shrinking import ShrinkError, shrink
+from rvsm_jax.shrinking import ShrinkError, coupled_channels, shrink
 from rvsm_jax.splitting import fixed_support, group_penalty, proximal_step, relaxed_splitting
 
 __all__ = [
+    "Coupled",
     "Groups",
     "Method",
     "Penalty",
@@ -36,10 +39,12 @@ __all__ = [
     "Sparsity",
     "channels",
     "convolutions",
+    "coupled_channels",
     "filters",
     "fixed_support",
     "group_penalty",
     "half_norm",
+    "in_multiples",
     "kernels",
     "l0",
     "l1",
@@ -55,6 +60,7 @@ __all__ = [
     "scad",
     "shapes",
     "shrink",
+    "sparse_group",
     "sparsity",
     "top_k",
     "transformed_l1",

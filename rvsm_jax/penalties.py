@@ -36,6 +36,7 @@ class Penalty(NamedTuple):
     Attributes:
       value: magnitudes to a scalar.
       prox: magnitudes and a strength t >= 0 (scalar, or of the magnitudes' shape) to magnitudes.
+      separable: whether it is a sum over magnitudes, as all but those that count or rank them are.
 
     Example:
       A penalty of one's own is a pair of functions; here the ridge rho(m) = m^2 / 2.
@@ -49,6 +50,7 @@ class Penalty(NamedTuple):
 
     value: Value
     prox: Prox
+    separable: bool = True
 
 
 @functools.cache
@@ -67,7 +69,7 @@ def l0() -> Penalty:
       >>> print(l0().prox(jnp.array([0.1, 0.9, 1.1]), 0.5))
       [0.  0.  1.1]
     """
-    return _penalty(
+    return widened(
         value=lambda m: jnp.count_nonzero(m).astype(m.dtype),
         prox=lambda m, t: _keep_above(jnp.sqrt(2 * t), m, m),
     )
@@ -89,7 +91,7 @@ def l1() -> Penalty:
       >>> print(l1().prox(jnp.array([0.25, 1.0]), 0.5))
       [0.  0.5]
     """
-    return _penalty(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
+    return widened(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
 
 
 @functools.cache
@@ -130,7 +132,7 @@ def transformed_l1(a: float = 1.0) -> Penalty:
         z = newton(z, m, t, lambda z: slope / (a + z) ** 2, lambda z: -2 * slope / (a + z) ** 3)
         return _keep_above(threshold, m, z)
 
-    return _penalty(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
+    return widened(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
 
 
 @functools.cache
@@ -178,7 +180,7 @@ def scad(scale: float, a: float = 3.7) -> Penalty:
         jump = jnp.where(t >= total, jnp.sqrt(t * total), (t + total) / 2)
         return jnp.where(convex, smooth, jnp.where(m <= jump, soft, m))
 
-    return _penalty(value, prox)
+    return widened(value, prox)
 
 
 @functools.cache
@@ -217,7 +219,7 @@ def mcp(gamma: float) -> Penalty:
         z = jnp.where(convex & (m <= gamma), rising, m)
         return _keep_above(jnp.where(convex, t, jnp.sqrt(t * gamma)), m, z)
 
-    return _penalty(value, prox)
+    return widened(value, prox)
 
 
 @functools.cache
@@ -245,7 +247,7 @@ def half_norm() -> Penalty:
     def prox(m, t):
         return scaled(m <= 1.5 * jnp.cbrt(t) ** 2, m, lambda m: t / m / jnp.sqrt(m), root)
 
-    return _penalty(value=lambda m: jnp.sum(power(m, 1 / 2)), prox=prox)
+    return widened(value=lambda m: jnp.sum(power(m, 1 / 2)), prox=prox)
 
 
 @functools.cache
@@ -277,11 +279,11 @@ def two_thirds_norm() -> Penalty:
     def prox(m, t):
         return scaled(m <= 2 * (2 * t / 3) ** 0.75, m, lambda m: t / m / jnp.cbrt(m), root)
 
-    return _penalty(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
+    return widened(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
 
 
-@functools.cache
-def top_k(keep: int | float) -> Penalty:
+@functools.lru_cache(maxsize=None, typed=True)  # 1 magnitude is not 1.0 of them
+def top_k(keep: int | float, *, multiple: int = 1) -> Penalty:
     """value(m) = 0 if at most k magnitudes are non-zero, else infinity;  prox keeps the k largest, whatever t.
 
     Exactly k are kept: of equal magnitudes the first ones. Under ``proximal_operator(..., joint=True)`` all leaves are
@@ -289,25 +291,31 @@ def top_k(keep: int | float) -> Penalty:
 
     Args:
       keep: how many magnitudes to keep (an int >= 0), or which fraction of them (a float in [0, 1]).
+      multiple: k is rounded to the nearest multiple of it, but neither to 0 nor beyond the number of all.
 
     Returns:
       The penalty.
 
     Raises:
-      ValueError: if keep is a negative int or a float outside [0, 1].
+      ValueError: if keep is a negative int or a float outside [0, 1], or multiple no integer >= 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from rvsm_jax import top_k
       >>> print(top_k(2).prox(jnp.array([3.0, 1.0, 2.0, 2.0]), 1.0))
       [3. 0. 2. 0.]
+      >>> print(top_k(0.6, multiple=2).prox(jnp.array([3.0, 1.0, 2.0, 2.0, 0.5]), 1.0))
+      [3. 1. 2. 2. 0.]
     """
     counted, share = isinstance(keep, int | np.integer), isinstance(keep, float | np.floating)
     if isinstance(keep, bool) or not (counted or share) or not (keep >= 0 and (counted or keep <= 1)):
         raise ValueError(f"keep must be an int >= 0 or a float in [0, 1], got {keep!r}")
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple must be an integer >= 1, got {multiple!r}")
 
     def count(m):
-        return min(int(keep), m.size) if counted else round(keep * m.size)
+        k = min(int(keep), m.size) if counted else round(keep * m.size)
+        return k if k in (0, m.size) else min(max((2 * k + multiple) // (2 * multiple), 1) * multiple, m.size)
 
     def value(m):
         return jnp.where(jnp.count_nonzero(m) <= count(m), 0, jnp.inf).astype(m.dtype)
@@ -323,11 +331,27 @@ def top_k(keep: int | float) -> Penalty:
         kept = above | first | jnp.isnan(flat)
         return placed_like(jnp.where(kept, flat, 0).reshape(m.shape), m)
 
-    return _penalty(value, prox)
+    return widened(value, prox, separable=False)
 
 
-def _penalty(value: Value, prox: Prox) -> Penalty:
-    """Runs both maps in float32 or wider, the strength in the magnitudes' dtype."""
+def widened(value: Value, prox: Prox, *, separable: bool = True) -> Penalty:
+    """A penalty of both maps, run in float32 or wider, the strength in the magnitudes' dtype.
+
+    Args:
+      value: of magnitudes in float32 or wider.
+      prox: of the same, and a strength of their dtype.
+      separable: whether the value is a sum over magnitudes.
+
+    Returns:
+      The penalty, for magnitudes of any float dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rvsm_jax.penalties import widened
+      >>> ridge = widened(lambda m: (m**2).sum() / 2, lambda m, t: m / (1 + t))
+      >>> ridge.prox(jnp.ones(2, jnp.bfloat16), 1.0)
+      Array([0.5, 0.5], dtype=bfloat16)
+    """
 
     def wide_value(m):
         m = jnp.asarray(m)
@@ -338,7 +362,7 @@ def _penalty(value: Value, prox: Prox) -> Penalty:
         dtype = at_least_float32(m.dtype)
         return prox(m.astype(dtype), jnp.asarray(t, dtype)).astype(m.dtype)
 
-    return Penalty(wide_value, wide_prox)
+    return Penalty(wide_value, wide_prox, separable)
 
 
 def _keep_above(threshold, m, z):

@@ -26,6 +26,7 @@ RECIPES = {
     "rvsm outside": lambda: rvsm_jax.rvsm(SGD(), rvsm_jax.l0(), 0.02, 0.5, learning_rate=0.01),
     "rvsm schedules": lambda: rvsm_jax.rvsm(optax.adam(RAMP), rvsm_jax.l1(), RAMP, RAMP, learning_rate=RAMP),
     "rgsm": lambda: rvsm_jax.rgsm(SGD(), rvsm_jax.l0(), 1.0, 0.5, 0.01, where=rvsm_jax.kernels),
+    "sparse group": lambda: rvsm_jax.sparse_group(SGD(), A1, 0.02, 0.5, mix=0.3),
     "prox_sgd": lambda: rvsm_jax.prox_sgd(0.01, rvsm_jax.l1(), 1.0, momentum=0.9),
     "prox_sgd schedules": lambda: rvsm_jax.prox_sgd(RAMP, rvsm_jax.half_norm(), RAMP),
 }
@@ -420,6 +421,7 @@ PROX = rvsm_jax.proximal_operator(rvsm_jax.l0())
         (lambda: rvsm_jax.rvsm(0.1, rvsm_jax.l0(), 1.0, 1.0), TypeError, "optimizer must be an optax transformation"),
         (lambda: rvsm_jax.rvsm(SGD(), rvsm_jax.l0(), -1, 1.0), ValueError, "lam must be non-negative, got -1"),
         (lambda: rvsm_jax.rgsm(SGD(), rvsm_jax.l0(), 1, 1.0, -3), ValueError, "strength must be .* got -3"),
+        (lambda: rvsm_jax.sparse_group(SGD(), rvsm_jax.l1(), 1, 1.0, mix=1.5), ValueError, "mix must be .* got 1.5"),
         (lambda: rvsm_jax.prox_sgd(-0.1, rvsm_jax.l0(), 1.0), ValueError, "learning_rate must be .* got -0.1"),
         (lambda: rvsm_jax.prox_sgd(0.1, rvsm_jax.l0(), -1.0), ValueError, "lam must be .* got -1.0"),
     ],
