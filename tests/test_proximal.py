@@ -63,8 +63,10 @@ def test_gradient_is_that_of_the_value(penalty):
         np.testing.assert_allclose((g["kernel"] * d).sum(), (plus - minus) / (2 * h), rtol=1e-6)
 
 
-@pytest.mark.parametrize("groups", [rvsm_jax.channels, rvsm_jax.layers, rvsm_jax.weights])
-@pytest.mark.parametrize("penalty", ["l0", "l1", "half_norm"])
+@pytest.mark.parametrize(
+    ("groups", "penalty"),
+    [(rvsm_jax.channels, "half_norm"), (rvsm_jax.layers, "l1")],
+)
 def test_weights_by_size_are_strengths_by_size(groups, penalty):
     """sum_g sqrt(n_g) rho(|w_g|): each leaf's map at the strength times the root of its groups' size."""
     plain = rvsm_jax.proximal_operator(PENALTIES[penalty], groups)

@@ -8,6 +8,10 @@
 `fn` is traced and its calls inlined (`program`); known values go forwards through the operations (`analysis`), boxes of
 what is needed go backwards (`plan`), and the small function runs the same operations on what is left (`small`). Each
 kind of operation has a rule that answers for it (`rule`, `rules`); `register` adds one.
+
+    groups = coupled_channels(fn, params, example)          # what can go as a whole: groups to train with
+
+Indices that operations tie together are labelled alike (`ties`, `labels`), and make a channel (`coupling`).
 """
 
 from rvsm_jax.shrinking.coupling import coupled_channels

@@ -26,7 +26,7 @@ def coupled_channels(fn: Callable, params: Any, example: Any) -> Coupled:
     many layers share them: along a residual stream all filters that write into it, all normalisations' scales and
     shifts, and all kernel slices that read it. Axes of the argument, of the outputs, of pixels, and those that an
     operation without a rule touches are no channels. What is found is tried: with one channel of every family set to
-    zero, ``shrink`` must find exactly these indices removable, or the family is left out.
+    zero, ``shrink`` must find exactly these indices removable, or the family is left out; so is a layer's only channel.
 
     Args:
       fn: ``fn(params, x) -> outputs`` of the tree that is trained, in evaluation mode; what else it needs, such as
@@ -39,7 +39,8 @@ def coupled_channels(fn: Callable, params: Any, example: Any) -> Coupled:
       inside of residual blocks, ``.written`` those without the kernels that read, ``.kept`` what hinders others.
 
     Raises:
-      ShrinkError: a ValueError, if fn cannot be traced with params and example, or nothing in it is a channel.
+      ShrinkError: a ValueError, if fn cannot be traced with params and example, params hold a random key, or nothing
+        in fn is a channel.
 
     >>> fn = lambda w, x: x @ w["in"] + jax.nn.relu(x @ w["in"] @ w["a"]) @ w["b"]
     >>> w = {"in": jnp.ones((2, 6)), "a": jnp.ones((6, 4)), "b": jnp.ones((4, 6)), "out": jnp.ones((6, 3))}
@@ -52,6 +53,9 @@ def coupled_channels(fn: Callable, params: Any, example: Any) -> Coupled:
     shapes = abstract(params)
     with_paths = jax.tree.leaves_with_path(shapes)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+    for path, (_, leaf) in zip(paths, with_paths, strict=True):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ShrinkError(f"params must not hold random keys, but {path!r} is one; keep it inside fn")
     program, analyse = probe(fn, shapes, example)
     labels, axes, kept = _labelled(program)
     found = [f for f in _families(program, labels, axes, paths) if f.family.size > 1]
