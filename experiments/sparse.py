@@ -13,7 +13,6 @@ import optax
 import rvsm_jax
 from rvsm_jax import data, train
 from rvsm_jax.models import Network
-from rvsm_jax.splitting import as_schedule
 
 Arrays = tuple[np.ndarray, np.ndarray]
 DENSE = "dense"
@@ -67,12 +66,7 @@ class Setting:
         if groups is None:
             return rvsm_jax.rvsm(optimizer, penalty, ramp, self.beta)
         penalty = rvsm_jax.in_multiples(penalty, self.multiple) if self.multiple > 1 else penalty
-        prox, lasso = (rvsm_jax.proximal_operator(p, groups, by_size=True) for p in (penalty, rvsm_jax.l1()))
-        links = rvsm_jax.group_penalty(lasso, self.lasso), rvsm_jax.relaxed_splitting(prox, ramp, self.beta)
-        strength = as_schedule("lam", ramp)
-        return rvsm_jax.Method(
-            optax.chain(*links, optimizer), lambda params, step: prox(params, strength(step) / self.beta)
-        )
+        return rvsm_jax.rgsm(optimizer, penalty, ramp, self.beta, self.lasso, groups=groups, by_size=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,13 +182,16 @@ def channels(results: Results) -> str:
     rows = []
     for row in results["table"]:
         strength = "" if row["name"] == "dense" else f" {row['setting']['threshold']:g}"
-        rows.append((
-            f"{row['title']}: {row['name']}{strength}", plus_minus(row["accuracy"]),
-            plus_minus(row["channel_sparsity"], 0), plus_minus(row["zeros"], 0), plus_minus(row["multiply_adds"]),
-            plus_minus(row["time"]),
-        ))  # fmt: skip
-    head = ("shrunk", "test accuracy %", "channels gone %", "zeros before %", "multiply-adds", "time at batch 64")
-    return markdown(head, rows) + provenance(results, counted(results["table"][0]["accuracy"]))
+        what = f"{row['title']}: {row['name']}{strength}"
+        measured = [
+            plus_minus(row[name], digits)
+            for name, digits in (
+                ("accuracy", 2), ("channel_sparsity", 0), ("zeros", 0), ("multiply_adds", 2), ("time", 2)
+            )
+        ]  # fmt: skip
+        rows.append((what, str(row["accuracy"]["n"]), *measured))
+    head = ("shrunk", "seeds", "test accuracy %", "channels gone %", "zeros %", "multiply-adds", "time at batch 64")
+    return markdown(head, rows) + provenance(results, "mean ± standard deviation; multiply-adds and time of dense's")
 
 
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}

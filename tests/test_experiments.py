@@ -130,15 +130,10 @@ def test_bench_shrink(monkeypatch):
     assert 0.4 < row["multiply_adds"] < 0.6 and row["error"] < 1e-5 and row["batches"][2]["time"]["median"] > 0
 
 
-def test_vgg_is_the_same_in_both_libraries():
-    network = jax.eval_shape(vgg11, jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(network.params)) == 9_228_362
-
-
-def test_torch_pruning_takes_the_same_channels():
-    pytest.importorskip("torch_pruning")
-    inner, coupled = (bench_shrink.torch_row("ResNet-20", p, 1, (2,)) for p in bench_shrink.RESNET[:2])
-    assert abs(inner["parameters"] - 0.51) < 0.01 and abs(coupled["parameters"] - 0.25) < 0.02
+def test_vgg_has_the_published_number_of_weights():
+    params = jax.eval_shape(lambda key: vgg11(key).params, jax.random.key(0))
+    kernels = [leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
+    assert sum(kernels) == 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256**2 + 256 * 512 + 3 * 512**2)
 
 
 def test_interleaved_calls_take_turns():
