@@ -5,7 +5,12 @@ Weights are random; of each layer the channels with the smallest norms are set t
 Dense and small networks take turns, and a ratio is the median over turns; below 1 the small network is faster. A
 setting that is *chosen* keeps channels in multiples of 8, or is a group of which half is one; the others show why.
 Torch-Pruning removes as many channels from the same network in PyTorch, timed in the better of its two layouts.
-Seconds of shrinking are those of a fresh process, compilation included; of Torch-Pruning likewise, tracing included.
+Seconds of shrinking are those of a fresh process, compilation included; of Torch-Pruning, tracing included.
+
+Found on two cores: half of its inner channels gone, ResNet-20 takes 0.68 of the time at batch 64 (Torch-Pruning 0.71),
+half of all channels gone VGG-11 takes 0.28 (0.27); 40 % of every convolution's inputs gone at odd widths takes 1.35 and
+in multiples of 8 0.73. The slowest setting that is chosen takes 0.97. Shrinking ResNet-20 takes 1.4 s, ResNet-56 2.7 s,
+Torch-Pruning 0.04 s for ResNet-20.
 """
 
 import concurrent.futures

@@ -330,7 +330,7 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             for name in dict.fromkeys(row["name"] for row in mine):
                 points = [(value(row), row["accuracy"]) for row in mine if row["name"] == name]
                 panel.plot(*zip(*points, strict=True), "x" if name == RVSM else "o", label=name, alpha=0.7)
-            panel.set(xlabel=label, title=title)
+            panel.set(xlabel=label, title=title.replace(": ", "\n"))
         line[0].set_ylabel("test accuracy, %")
         line[0].legend(fontsize="small")
     figure.savefig(path, dpi=100)
@@ -338,7 +338,7 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def _draw_norms(rows: list[dict[str, Any]], options: ChannelOptions) -> None:
-    """Channel norms of one seed's last network, dense and at each penalty's strongest setting."""
+    """Norms of the inner channels of one seed's last network, dense and at each penalty's strongest setting."""
     name = rows[-1]["network"]
     case = QUICK if options.quick else CASES[name]
     like = case.make(jax.random.key(0))
@@ -347,7 +347,7 @@ def _draw_norms(rows: list[dict[str, Any]], options: ChannelOptions) -> None:
     shrinking.plot_channel_norms(
         {name: variables["params"] for name, variables in found.items()},
         common.output_path("rgsm_channels-norms", options, ".png"),
-        where=lambda path, leaf: rvsm_jax.kernels(path, leaf) and leaf.shape[-2] > 3,
+        where=lambda path, leaf: rvsm_jax.kernels(path, leaf) and path.split("/")[-2] in ("conv2", "dense2"),
     )
 
 
