@@ -242,7 +242,7 @@ def _timed(rows: list[dict[str, Any]], options: ChannelOptions, cases: Mapping[s
 
 def _calls(case: Case, rows: list[dict[str, Any]], options: ChannelOptions) -> dict[str, Callable[[], Any]]:
     """A call of each row's shrunk network on a batch, compiled."""
-    calls = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for i, row in enumerate(rows):
         network = case.make(jax.random.key(row["seed"]))
         variables = _kept(_path(row, options), {"params": network.params, "state": network.state})
