@@ -31,6 +31,8 @@ class Setting:
       ramp: over which share of the run lam grows from 0 to its value; 0: constant.
       replace: put w := u at each epoch's end, as the papers do.
       weight_decay: weight_decay w joins the gradient of every kernel.
+      lasso: the weight of the group lasso on w, RGSM's lambda_2.
+      multiple: how many groups of a kind are left is a multiple of it.
     """
 
     penalty: str
@@ -40,15 +42,31 @@ class Setting:
     ramp: float = 0.0
     replace: bool = True
     weight_decay: float = 0.0
+    lasso: float = 0.0
+    multiple: int = 1
 
-    def method(self, optimizer: optax.GradientTransformation, steps: int) -> rvsm_jax.Method:
-        """The transformation to train with and the network it leaves, for a run of so many steps."""
+    def method(
+        self, optimizer: optax.GradientTransformation, steps: int, groups: rvsm_jax.Coupled | None = None
+    ) -> rvsm_jax.Method:
+        """The transformation to train with and the network it leaves, for a run of so many steps.
+
+        Args:
+          optimizer: any optax optimiser.
+          steps: how many there will be.
+          groups: channels that go as a whole, weighed by the root of their size; None: single weights.
+
+        Returns:
+          The method.
+        """
         if self.penalty == DENSE:
             return rvsm_jax.Method(optimizer, lambda params, step: params)
         penalty = rvsm_jax.transformed_l1(self.a) if self.penalty == "transformed_l1" else PENALTIES[self.penalty]()
         lam = self.threshold * self.beta
         ramp = optax.linear_schedule(0.0, lam, max(1, round(self.ramp * steps))) if self.ramp else lam
-        return rvsm_jax.rvsm(optimizer, penalty, ramp, self.beta)
+        if groups is None:
+            return rvsm_jax.rvsm(optimizer, penalty, ramp, self.beta)
+        penalty = rvsm_jax.in_multiples(penalty, self.multiple) if self.multiple > 1 else penalty
+        return rvsm_jax.rgsm(optimizer, penalty, ramp, self.beta, self.lasso, groups=groups, by_size=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +96,15 @@ class Protocol:
 
 
 def run(
-    network: Network, setting: Setting, protocol: Protocol, training: Arrays, test: Arrays, seed: int, **options: Any
+    network: Network,
+    setting: Setting,
+    protocol: Protocol,
+    training: Arrays,
+    test: Arrays,
+    seed: int,
+    *,
+    groups: rvsm_jax.Coupled | None = None,
+    **options: Any,
 ) -> tuple[dict[str, Any], train.FitResult]:
     """Trains, ships u, and fine-tunes its support if the protocol says so.
 
@@ -89,6 +115,7 @@ def run(
       training: images and labels.
       test: images and labels that u is measured on, after every epoch.
       seed: for the order of the data.
+      groups: channels that go as a whole; None: single weights.
       **options: of ``train.fit``.
 
     Returns:
@@ -96,7 +123,7 @@ def run(
       seconds; and the result of the training.
     """
     steps = protocol.epochs * (len(training[1]) // protocol.batch_size)
-    method = setting.method(protocol.optimizer(protocol.learning_rate, steps), steps)
+    method = setting.method(protocol.optimizer(protocol.learning_rate, steps), steps, groups)
     augment = functools.partial(data.crop, padding=protocol.shift) if protocol.shift else None
 
     def fit(params, state, tx, epochs, **more):

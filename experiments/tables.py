@@ -157,6 +157,43 @@ def no_overlap_rate(results: Results) -> str:
     return markdown(head, rows) + provenance(results, f"medians of {results['rounds']} rounds, quartiles")
 
 
+def shrinking(results: Results) -> str:
+    """The small network's time over the dense one's, here and with Torch-Pruning."""
+    theirs = {(row["network"], row["pruning"]): row for row in results["torch_rows"]}
+    rows = []
+    for row in results["rows"]:
+        its = theirs.get((row["network"], row["pruning"]))
+        times = [quartiles(t["time"]) for t in row["batches"].values()]
+        other = [f"{t['time']['median']:.2f}" for t in its["batches"].values()] if its else ["", ""]
+        first = next(iter(row["batches"].values()))
+        ms = f"{first['dense_ms']:.1f} to {first['small_ms']:.1f}"
+        work = f"{row['multiply_adds']:.2f}"
+        what = f"{row['network']}: {row['pruning']}{'' if row['chosen'] else ' (odd widths)'}"
+        rows.append((what, work, ms, *times, *other))
+    head = (
+        "dense to small", "multiply-adds", "ms, batch 64", "time, batch 64", "time, batch 1",
+        "Torch-Pruning, 64", "Torch-Pruning, 1",
+    )  # fmt: skip
+    return markdown(head, rows) + provenance(results, f"medians of {results['rounds']} turns, quartiles")
+
+
+def channels(results: Results) -> str:
+    """Accuracy, what is left, and time, of shrunk networks."""
+    rows = []
+    for row in results["table"]:
+        strength = "" if row["name"] == "dense" else f" {row['setting']['threshold']:g}"
+        what = f"{row['title']}: {row['name']}{strength}"
+        measured = [
+            plus_minus(row[name], digits)
+            for name, digits in (
+                ("accuracy", 2), ("channel_sparsity", 0), ("zeros", 0), ("multiply_adds", 2), ("time", 2)
+            )
+        ]  # fmt: skip
+        rows.append((what, str(row["accuracy"]["n"]), *measured))
+    head = ("shrunk", "seeds", "test accuracy %", "channels gone %", "zeros %", "multiply-adds", "time at batch 64")
+    return markdown(head, rows) + provenance(results, "mean ± standard deviation; multiply-adds and time of dense's")
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -165,6 +202,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
     "bench_training": training,
+    "bench_shrink": shrinking,
+    "rgsm_channels": channels,
     "bench_serw": walkers,
     "no_overlap": no_overlap,
     "bench_no_overlap": no_overlap_rate,

@@ -85,6 +85,18 @@ class ResNet(nn.Module):
         return self.dense(x.mean((2, 3)))
 
 
+def vgg11(width: int = 64) -> nn.Module:
+    """Five stages of 3x3 convolutions, BatchNorm and relu, each ended by a 2x2 maximum; then a dense layer."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for stage in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
+        for factor in stage:
+            layers += [convolution(inputs, factor * width, 3, 1), nn.BatchNorm2d(factor * width), nn.ReLU()]
+            inputs = factor * width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 10))
+
+
 def lenet_300_100() -> nn.Module:
     """784 - 300 - 100 - 10 units."""
     sizes = (784, 300, 100)
@@ -102,4 +114,5 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "LeNet-5": LeNet5,
     "ResNet-20": lambda: ResNet(PreactBlock, (3, 3, 3), 16),
     "ResNet-18": lambda: ResNet(BasicBlock, (2, 2, 2, 2), 64),
+    "VGG-11": vgg11,
 }

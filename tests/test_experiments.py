@@ -1,5 +1,6 @@
 """Every experiment runs, in its quick form, and leaves a results file that says what it found."""
 
+import functools
 import json
 
 import jax
@@ -9,15 +10,18 @@ import pytest
 
 import rvsm_jax
 from experiments import (
+    bench_shrink,
     bench_splitting,
     common,
     lambda_path,
     quickstart,
+    rgsm_channels,
     rvsm_lenet,
     rvsm_resnet18,
     sparse,
     timing,
 )
+from experiments.vgg import vgg11
 from rvsm_jax import models
 
 
@@ -105,6 +109,31 @@ def test_bench_splitting(tmp_path):
     bench_splitting.main(bench_splitting.BenchOptions(quick=True, out=tmp_path, rounds=3))
     found = result(tmp_path, "bench_splitting")
     assert len(found["steps"]) == 8 and found["path"]["lanes"] == 4
+
+
+def test_rgsm_channels_goes_on_where_it_stopped(tmp_path, capsys):
+    options = rgsm_channels.ChannelOptions(quick=True, out=tmp_path, runs=tmp_path / "runs", rounds=2)
+    rgsm_channels.main(options)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    rows = {row["name"]: row for row in result(tmp_path, "rgsm_channels")["rows"]}
+    assert rows["dense"]["multiply_adds"] == 1 and rows["dense"]["channel_sparsity"] == 0
+    assert rows["l0"]["channel_sparsity"] > 10 and rows["l0"]["multiply_adds"] < 0.9
+    assert all(inputs % 4 == 0 for inputs, _ in rows["l0"]["widths"].values())
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert not list(rgsm_channels._missing("digits", rgsm_channels.QUICK, options))
+
+
+def test_bench_shrink(monkeypatch):
+    network = functools.partial(models.lenet_300_100, image_shape=bench_shrink.IMAGE)
+    monkeypatch.setitem(bench_shrink.NETWORKS, "VGG-11", (network, bench_shrink.VGG[:1]))
+    (row,) = bench_shrink.jax_rows("VGG-11", 2, (2,), {})
+    assert 0.4 < row["multiply_adds"] < 0.6 and row["error"] < 1e-5 and row["batches"][2]["time"]["median"] > 0
+
+
+def test_vgg_has_the_published_number_of_weights():
+    params = jax.eval_shape(lambda key: vgg11(key).params, jax.random.key(0))
+    kernels = [leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
+    assert sum(kernels) == 9 * (3 * 64 + 64 * 128 + 128 * 256 + 256**2 + 256 * 512 + 3 * 512**2)
 
 
 def test_interleaved_calls_take_turns():

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rvsm_jax import models
 from rvsm_jax.models.blocks import block_convolution, convolve_max_pool
 from rvsm_jax.models.convolution import conv_general_dilated, product_gradient_convolution
+from rvsm_jax.models.narrow import columns_at_once, image_product, narrow_convolution, smaller_than_kernel
 from rvsm_jax.models.normalisation import BatchNorm
 from rvsm_jax.models.pooling import max_pool
 
@@ -260,6 +261,51 @@ def test_kernel_gradient_as_products_equals_lax(size, strides, pads):
         check_gradients(ours, lambda x, k: reference(x, k, strides, pads), x, kernel, 1e-10)
         many = jax.vmap(jax.grad(lambda k: (ours(x, k) ** 2).sum()))(jnp.stack([kernel, 2 * kernel]))
         np.testing.assert_allclose(many[1], 2 * many[0], rtol=1e-10)
+
+
+NARROW = [  # image, kernel, strides, padding, how many columns at once
+    ((7, 8, 3), (3, 3, 3, 8), (1, 1), ((1, 1), (1, 1)), 2),
+    ((7, 8, 3), (3, 3, 3, 4), (2, 1), ((0, 2), (2, 0)), 4),
+    ((6, 9, 2), (2, 4, 2, 3), (1, 1), ((0, 0), (0, 0)), 2),
+    ((5, 7, 2), (3, 3, 2, 3), (1, 1), ((1, 1), (1, 1)), 1),
+]
+
+
+@pytest.mark.parametrize(("image", "shape", "strides", "pads", "columns"), NARROW)
+def test_narrow_convolution_and_its_derivatives_equal_lax_in_float64(image, shape, strides, pads, columns):
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(normal(0, 2, *image)), jnp.asarray(normal(1, *shape))
+        assert columns_at_once(x, kernel, strides, pads) == columns
+        ours, theirs = (lambda x, k, f=f: f(x, k, strides, pads) for f in (narrow_convolution, reference))
+        check_gradients(ours, theirs, x, kernel, 1e-12)
+        a, b = (jax.jvp(f, (x, kernel), (x + 1, kernel - 1))[1] for f in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("image", "window", "pads"), [((2, 2), (3, 3), (1, 1)), ((1, 4), (3, 5), (1, 2)), ((4, 2), (5, 2), (2, 0))]
+)
+def test_image_product_and_its_derivatives_equal_lax_in_float64(image, window, pads):
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(normal(0, 3, *image, 2)), jnp.asarray(normal(1, *window, 2, 5))
+        pads = tuple((p, p) for p in pads)
+        ours, theirs = lambda x, k: image_product(x, k, pads), lambda x, k: reference(x, k, (1, 1), pads)
+        check_gradients(ours, theirs, x, kernel, 1e-12)
+        a, b = (jax.jvp(f, (x, kernel), (x + 1, kernel - 1))[1] for f in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "strides", "padding", "answer"),
+    [
+        ((2, 2), 32, (1, 1), 1, True), ((3, 3), 32, (1, 1), 1, False), ((2, 2), 15, (1, 1), 1, False),
+        ((2, 2), 32, (2, 1), 1, False), ((2, 40), 32, (1, 1), 1, False),
+    ],
+)  # fmt: skip
+def test_image_product_is_for_images_smaller_than_the_kernel(image, channels, strides, padding, answer):
+    x, kernel = jnp.ones((1, *image, channels)), jnp.ones((3, 3, channels, 64))
+    assert smaller_than_kernel(x, kernel, strides, ((padding, padding),) * 2) is answer
+    assert not smaller_than_kernel(x, kernel, strides, ((0, 2), (2, 0)))
 
 
 @pytest.mark.parametrize("channels", [4, 16])

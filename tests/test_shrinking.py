@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvsm_jax import models
+from rvsm_jax.models.convolution import conv_general_dilated
 from rvsm_jax.shrinking import Folded, shrink
 from rvsm_jax.shrinking.check import evaluate
 from tests.networks import KEY, NETWORKS, of_library, pruned
@@ -214,3 +215,30 @@ def test_selecting_channels_of_a_stream_only_where_it_pays():
     assert [read(outputs, 16, "paying") for outputs in (1, 99)] == [32, 16]
     assert [read(99, count, "paying") for count in (24, 25)] == [24, 32]
     assert [read(1, count, "always") for count in (16, 25)] == [16, 25]
+
+
+@pytest.mark.parametrize(("size", "call"), [(2, "image_product"), (8, "narrow_convolution")])
+@pytest.mark.parametrize("constants", ["keep", "fold"])
+def test_the_library_s_own_convolutions_shrink(size, call, constants):
+    """Channels of each go, and with them, folded, a constant one that reaches less far at the border."""
+    width = 32 if size == 2 else 8
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        w = {k: jnp.asarray(rng.normal(size=(3, 3, c, width)) / 9) for k, c in (("a", 32), ("b", width))}
+        w = {"a": w["a"].at[..., :5].set(0), "b": w["b"].at[:, :, 3:7].set(0).at[..., 1].set(0), "shift": jnp.ones(1)}
+
+        def fn(v, x):
+            pads = dict(padding=((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = jnp.tanh(conv_general_dilated(x, v["a"], (1, 1), **pads) + v["shift"].reshape(1, 1, 1, 1))
+            return conv_general_dilated(y, v["b"], (1, 1), **pads)
+
+        x = jnp.asarray(rng.normal(size=(3, size, size, 32)))
+        small_fn, small, report = shrink(fn, w, x[:1], constants=constants)
+        assert_close(fn(w, x), small_fn(small, x), 1e-12)
+        assert report.inlined == report.kept_whole == ()
+        assert {layer.operation for layer in report.layers} == {call}
+        inner = report.layers[1]
+        assert inner.inputs == (width, width - (7 if constants == "fold" else 4))
+        assert inner.multiply_adds.share == inner.inputs.share
+        a, b = (jax.jvp(f, (v, x), (v, x))[1] for f, v in ((fn, w), (small_fn, small)))
+        assert constants == "fold" or assert_close(a, b, 1e-12) is None

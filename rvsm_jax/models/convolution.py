@@ -1,9 +1,9 @@
 """Convolution by the fastest way there is on the CPU backend; ``lax``'s own on every other.
 
 XLA's convolutions are the slow part of a training step on a CPU, most of all the gradient with respect to the kernel.
-Large kernels over few channels go through `blocks`. With sixteen channels or more, output and input gradient are best
-left to XLA and the kernel's gradient is a matrix product for each row p of the kernel: with R the inputs of l
-neighbouring columns side by side,
+Large kernels over few channels go through `blocks`, and what has at most eight outputs, or images smaller than the
+kernel, through `narrow`. With sixteen channels or more, output and input gradient are best left to XLA and the kernel's
+gradient is a matrix product for each row p of the kernel: with R the inputs of l neighbouring columns side by side,
 
     dK[p] (l C, O) = R[:, p : p + H'] (B H' W', l C)^T @ g (B H' W', O),
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rvsm_jax.models.blocks import NHWC, block_convolution, is_plain, suits_blocks
+from rvsm_jax.models.narrow import columns_at_once, image_product, narrow_convolution, smaller_than_kernel
 
 Pair = tuple[int, int]
 
@@ -43,9 +44,10 @@ def conv_general_dilated(
 
     A drop-in for ``jax.lax.conv_general_dilated``, also as the argument of that name of ``flax.nnx.Conv``. On the CPU
     backend an unpadded NHWC / HWIO convolution of at most 32 channels with a kernel of at least 25 pixels is a
-    `block_convolution`, and any other of at least 16 input and output channels a `product_gradient_convolution`, whose
-    only restriction is that it has no forward mode. Everything else, dilation and groups among it, is passed on. The
-    backend is JAX's default one when the call is traced.
+    `block_convolution`, one of images smaller than the kernel an `image_product`, any other of at least 16 input and
+    output channels a `product_gradient_convolution`, whose only restriction is that it has no forward mode, and one of
+    at most 8 outputs a `narrow_convolution`. Everything else, dilation and groups among it, is passed on. The backend
+    is JAX's default one when the call is traced.
 
     Args:
       lhs: images, (B, H, W, C).
@@ -78,8 +80,12 @@ def conv_general_dilated(
             pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, pads)
         if is_plain(lhs, rhs, pads) and suits_blocks(rhs, pads):
             return block_convolution(lhs, rhs, window_strides)
+        if smaller_than_kernel(lhs, rhs, window_strides, pads):
+            return image_product(lhs, rhs, tuple(map(tuple, pads)))
         if is_plain(lhs, rhs, pads) and min(rhs.shape[2:]) >= 16:
             return product_gradient_convolution(lhs, rhs, tuple(window_strides), tuple(map(tuple, pads)))
+        if columns_at_once(lhs, rhs, window_strides, pads) > 1:
+            return narrow_convolution(lhs, rhs, tuple(window_strides), tuple(map(tuple, pads)))
     return lax.conv_general_dilated(
         lhs,
         rhs,

@@ -52,7 +52,10 @@ def plot_channel_norms(
     columns = min(len(layers), 5)
     rows = math.ceil(len(layers) / columns)
     figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
-    for axes, layer in zip(figure.subplots(rows, columns, squeeze=False).flat, layers, strict=False):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in panels[len(layers) :]:
+        unused.set_axis_off()
+    for axes, layer in zip(panels, layers, strict=False):
         for name, found in norms.items():
             axes.plot(np.where(found[layer] > 0, found[layer], np.nan), marker=".", label=name)
         axes.set_xlim(-0.5, len(found[layer]) - 0.5)
