@@ -7,6 +7,7 @@ Images are ``[B, H, W, C]`` in [0, 1]. Everything runs under ``jit``, inside a t
 """
 
 from rvsm_jax.attacks.apgd import apgd
+from rvsm_jax.attacks.auto import AutoAttack, autoattack
 from rvsm_jax.attacks.carlini_wagner import carlini_wagner, carlini_wagner_as_released
 from rvsm_jax.attacks.checks import AttackWarning
 from rvsm_jax.attacks.deepfool import deepfool
@@ -25,8 +26,10 @@ from rvsm_jax.attacks.square import square
 
 __all__ = [
     "AttackWarning",
+    "AutoAttack",
     "Geometry",
     "apgd",
+    "autoattack",
     "carlini_wagner",
     "carlini_wagner_as_released",
     "cross_entropy",
