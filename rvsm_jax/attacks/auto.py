@@ -100,7 +100,7 @@ def autoattack(
       arXiv 2003.01690.
 
     >>> w = jnp.array([[3.0, 0.0], [4.0, 1.0]])
-    >>> logits_fn = lambda x: x.reshape(len(x), -1) @ w - jnp.array([[2.0, 0.0]])
+    >>> logits_fn = lambda x: x.reshape(len(x), -1) @ w - jnp.array([[2.5, 0.0]])
     >>> images, labels = jnp.array([[0.9, 0.9], [0.5, 0.5]]).reshape(2, 1, 2, 1), jnp.array([0, 0])
     >>> found = autoattack(logits_fn, images, labels, jax.random.key(0), eps=0.1, steps=5, queries=5)
     >>> found.accuracy["clean"], found.robust

@@ -189,7 +189,7 @@ def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array,
         jnp.where(_mask(better, x), points, s.points),
         jnp.where(better, value, s.margin),
         s.broken | wrong,
-        s.queries + ~s.broken,
+        s.queries + (~s.broken).astype(jnp.int32),
         jnp.where(better[:, None], logits, s.logits),
     )
 
