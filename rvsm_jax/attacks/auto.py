@@ -117,7 +117,7 @@ def autoattack(
     if model.random and version == "standard":
         checks.warn('the network is random: use version="rand", which averages over draws')
     radius = checks.radius("eps", eps, images)
-    judge = _Judge(model, jax.random.fold_in(key, 0), -(-draws // model.eot) if model.random else 1)
+    judge = Judge(model, jax.random.fold_in(key, 0), -(-draws // model.eot) if model.random else 1)
     logits = jnp.concatenate([judge(images[i])[:n] for i, n in _batches(np.arange(len(images)), batch_size)])
     checks.outputs(logits, labels)
     common: Batch = {"logits_fn": logits_fn, "eps": radius, "norm": norm, "eot": eot, "steps": steps}
@@ -149,7 +149,7 @@ class _State(NamedTuple):
     backward: dict[str, int]
 
 
-class _Judge(NamedTuple):
+class Judge(NamedTuple):
     """Logits that decide: of a random network the mean over ``calls`` times ``eot`` draws."""
 
     model: Model
@@ -157,6 +157,8 @@ class _Judge(NamedTuple):
     calls: int
 
     def __call__(self, images: jax.Array) -> jax.Array:
+        """Images ``[B, H, W, C]`` to logits ``[B, K]``."""
+
         def call(k):
             inputs = {"images": images, "key": jax.random.fold_in(self.key, k)}
             return run(Attack(_nothing, _nothing, _logits, 0, None), self.model, inputs)
@@ -181,7 +183,7 @@ def _slopes(options: None, model: Model, inputs: Batch, state: None) -> jax.Arra
     return jnp.abs(gradient.reshape(len(gradient), -1)).max(1)
 
 
-def _attacked(state: _State, name: str, batch: Batch, candidate: Candidate, judge: _Judge, index: np.ndarray) -> _State:
+def _attacked(state: _State, name: str, batch: Batch, candidate: Candidate, judge: Judge, index: np.ndarray) -> _State:
     """The state after one attack on one batch, of which the first ``len(index)`` images are not padding."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", checks.AttackWarning)  # said once, of the clean images
