@@ -57,7 +57,8 @@ def carlini_wagner(
     """``argmin |x' - x|^2 + c max(z_y - max over k != y of z_k + kappa, 0)``, x' = (tanh w + 1) / 2, for the best c.
 
     Adam minimises over w, from the image, for each c; c is multiplied by 10 until the network is fooled, and then found
-    by bisection. Of all points met that fool the network, by kappa at least, the nearest to the image is returned.
+    by bisection. Of all points met that fool the network, by kappa at least, the nearest to the image is returned. With
+    several classes to go to the problem is not convex, and the nearest of them is not always the one that is found.
 
     Args:
       logits_fn: ``images -> logits``, or ``(images, key) -> logits`` if the network is random.

@@ -98,7 +98,7 @@ def radius(name: str, value: Any, images: jax.Array, *, zero: bool = True) -> ja
     """
     if np.shape(value) not in ((), images.shape[:1]):
         raise ValueError(f"{name} must be a number or one for each of {len(images)} images, got {np.shape(value)}")
-    if traced(value):
+    if isinstance(value, jax.core.Tracer):
         return jnp.asarray(value, images.dtype)
     exact = np.asarray(value, np.float64)
     if not np.all(np.isfinite(exact) & (exact >= 0)) or (not zero and not np.all(exact > 0)):

@@ -68,7 +68,7 @@ def deepfool(
     model, key = checks.network(logits_fn, key, eot)
     beyond = 1 + checks.radius("overshoot", overshoot, images)
     inputs = {"images": images, "labels": labels, "beyond": beyond, "key": key}
-    attack = Attack(_init, _step, _finish, steps, _Options(norm, classes), lambda state: state["wrong"].all())
+    attack = Attack(_init, _step, _finish, steps, _Options(norm, classes), _all_wrong)
     points, logits = run(attack, model, inputs)
     checks.outputs(logits, labels)
     return points
@@ -106,6 +106,10 @@ def _step(
     further = clip(inputs["images"] + per_image(inputs["beyond"], points) * moved)
     points = jnp.where(per_image(wrong, points) > 0, points, further)
     return {"moved": moved, "points": points, "wrong": wrong, "logits": logits, "others": others}
+
+
+def _all_wrong(state: dict[str, jax.Array]) -> jax.Array:
+    return state["wrong"].all()
 
 
 def _finish(

@@ -131,9 +131,7 @@ def search(
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
     model, key = checks.network(logits_fn, key, eot, draws="its squares")
     inputs = {"images": images, "labels": labels, "key": key, "eps": checks.radius("eps", eps, images)}
-    attack = Attack(
-        _init, _step, _finish, queries - 1, _Options(norm, queries, fraction), lambda state: state.broken.all()
-    )
+    attack = Attack(_init, _step, _finish, queries - 1, _Options(norm, queries, fraction), _all_broken)
     state = run(attack, model, inputs)
     checks.outputs(state.logits, labels)
     return Found(state.points, state.queries)
@@ -192,6 +190,10 @@ def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array,
         s.queries + (~s.broken).astype(jnp.int32),
         jnp.where(better[:, None], logits, s.logits),
     )
+
+
+def _all_broken(state: _State) -> jax.Array:
+    return state.broken.all()
 
 
 def _finish(options: _Options, model: Model, inputs: dict[str, Any], s: _State) -> _State:
