@@ -111,19 +111,25 @@ def test_minimal_attacks_find_the_minimum(norm, which):
 
 @NORMS
 def test_attacks_in_a_ball_break_exactly_what_they_should(norm):
-    logits_fn, x, labels, exact = closed_form(norm, "linear")
-    radius = np.where(np.arange(len(x)) % 2 == 0, 1.01, 0.99) * exact
-    should = np.arange(len(x)) % 2 == 0
+    """Towards the class that is nearest; to the best of all classes ascent need not lead, the problem is not convex."""
+    logits_fn, w, x = linear(4, np.random.default_rng(3))
+    z = np.asarray(logits_fn(x), np.float64)
+    labels = z.argmax(1)
+    with np.errstate(invalid="ignore"):
+        far = np.array([(z[i, y] - z[i]) / dual(norm, w - w[:, [y]]) for i, y in enumerate(labels)])
+    exact, targets = np.nanmin(far, 1), jnp.asarray(np.nanargmin(far, 1), jnp.int32)
+    should = (np.arange(len(x)) % 2 == 0) & (exact > 0.05 * exact.max())
+    options = {"eps": jnp.asarray(np.where(should, 1.01, 0.99) * exact, jnp.float32), "norm": norm, "targets": targets}
 
     def decreasing(i):
         return exact.max() * 0.85 ** i.astype(jnp.float32)
 
-    options = {"eps": jnp.asarray(radius, jnp.float32), "norm": norm}
+    labels = jnp.asarray(labels, jnp.int32)
     found = {
         "pgd": attacks.pgd(
-            logits_fn, x, labels, KEY, steps=80, step_size=decreasing, loss=attacks.margin, keep="worst", **options
+            logits_fn, x, labels, KEY, steps=40, step_size=decreasing, loss=attacks.targeted_margin, **options
         ),
-        "apgd": attacks.apgd(logits_fn, x, labels, KEY, steps=50, loss=attacks.dlr, **options),
+        "apgd": attacks.apgd(logits_fn, x, labels, KEY, steps=50, loss=attacks.targeted_dlr, **options),
     }
     for name, points in found.items():
         broken = np.asarray(logits_fn(points).argmax(1) != labels)
@@ -157,7 +163,7 @@ def test_pgd_is_a_loop_in_numpy():
         "step_size": lambda i: 0.03 / (1.0 + i.astype(jnp.float32)),
         "norm": attacks.l_2,
     }
-    found = attacks.pgd(logits_fn, x, labels, random_start=start, **options)
+    found = attacks.pgd(logits_fn, x, labels, KEY, random_start=start, **options)
     images = flat(np.asarray(x, np.float64))
 
     def project(p):
