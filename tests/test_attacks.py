@@ -305,7 +305,7 @@ def test_more_never_helps_the_defender():
         assert all(np.all(a <= b) for a, b in itertools.pairwise(sets)) and sets[-1].any()
     radii = (0.0, 0.02, 0.04, 0.05, 0.1)
     curve = attacks.accuracy_curve(
-        logits_fn, x, (labels + (jnp.arange(len(x)) == 0)) % 4, KEY, radii=radii,
+        logits_fn, x, (labels + (jnp.arange(len(x)) == 0).astype(jnp.int32)) % 4, KEY, radii=radii,
         attack=lambda *a: attacks.fgsm(logits_fn, *a[:2], eps=a[3]),
     )  # fmt: skip
     assert curve[0] == 15 / 16 and np.all(np.diff(curve) <= 0) and curve[-1] < 0.5

@@ -51,7 +51,9 @@ def trained_on_rings(key):
     """Ten hidden units in the plane, four classes by angle and radius."""
     x = jax.random.uniform(key, (256, 2))
     centred = x - 0.5
-    labels = (centred[:, 0] > 0.1 * jnp.sin(9 * x[:, 1])).astype(jnp.int32) + 2 * (jnp.square(centred).sum(1) > 0.1)
+    labels = (centred[:, 0] > 0.1 * jnp.sin(9 * x[:, 1])).astype(jnp.int32) + 2 * (
+        jnp.square(centred).sum(1) > 0.1
+    ).astype(jnp.int32)
     keys = jax.random.split(key)
     params = {
         "w1": 3 * jax.random.normal(keys[0], (2, 10)), "b1": jnp.zeros(10),
@@ -99,7 +101,7 @@ def messages(call):
 
 
 def test_masked_gradients_are_seen():
-    x, labels = jnp.full((4, 4, 4, 1), 0.55) + jnp.linspace(0, 0.03, 4).reshape(4, 1, 1, 1), jnp.zeros(4, jnp.int32)
+    x, labels = jnp.full((4, 8, 8, 1), 0.58) + jnp.linspace(0, 0.03, 4).reshape(4, 1, 1, 1), jnp.zeros(4, jnp.int32)
 
     def bright(a):
         return jnp.stack([flat(a).mean(1) - 0.5, 0.5 - flat(a).mean(1)], 1)
