@@ -39,7 +39,7 @@ class Options(common.Options):
       auto_images: how many images it is given.
     """
 
-    rounds: int = 9
+    rounds: int = 7
     auto_rounds: int = 1
     auto_images: int = 32
 
@@ -204,13 +204,11 @@ def cost_of_autoattack(
         "forward": lambda: [forward(images) for _ in range(50)],
         "gradient": lambda: [gradient(images) for _ in range(50)],
     }
+    for call in calls.values():
+        jax.block_until_ready(call())
     if not options.quick:
         calls["torchattacks"] = lambda: found.update(theirs=theirs(x, y))
-    warm = calls.pop("torchattacks", None)
-    run()
-    if warm is not None:
-        calls["torchattacks"] = warm
-    seconds = interleaved(calls, options.auto_rounds, warm_up=0 if options.auto_rounds == 1 else 1)
+    seconds = interleaved(calls, options.auto_rounds, warm_up=0)
     one, both = (seconds[k] / (50 * n) for k in ("forward", "gradient"))
     result = found["ours"]
     passes = sum(result.forward.values()), sum(result.backward.values())
