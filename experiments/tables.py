@@ -194,6 +194,29 @@ def channels(results: Results) -> str:
     return markdown(head, rows) + provenance(results, "mean ± standard deviation; multiply-adds and time of dense's")
 
 
+def attacks(results: Results) -> str:
+    """PGD over its gradients, AutoAttack over its passes, and both over two libraries in PyTorch."""
+    rows = []
+    for row in results["cost"]:
+        what = f"20 gradients of {row['network']}, batch {row['batch']}"
+        rows += [
+            (f"PGD-20{how}", what, quartiles(row[key])) for how, key in (("", "called"), (" under `jit`", "jitted"))
+        ]
+    for row in results["libraries"]:
+        name = f"{row['attack']}, {row['network']}"
+        rows += [(name, library, quartiles(measured)) for library, measured in row["ratio"].items()]
+    auto = results["autoattack"]
+    name = f"AutoAttack, LeNet-5, {auto['images']} images, {100 * auto['accuracy']['square']:.0f} % left"
+    forward, backward = auto["passes_per_image"]
+    rows.append(
+        (name, f"its {forward:,.0f} forward and {backward:,.0f} backward passes", quartiles(auto["over_passes"]))
+    )
+    if "ratio" in auto:
+        rows.append((name, f"torchattacks, {100 * auto['torchattacks']:.0f} % left", quartiles(auto["ratio"])))
+    how = f"medians of {results['rounds']} rounds, quartiles; AutoAttack of {results['options']['auto_rounds']}"
+    return markdown(("time of", "over the time of", "ratio"), rows) + provenance(results, how)
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -207,6 +230,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench_serw": walkers,
     "no_overlap": no_overlap,
     "bench_no_overlap": no_overlap_rate,
+    "bench_attacks": attacks,
 }
 
 

@@ -23,6 +23,16 @@ class LeNet5(nn.Module):
         return self.dense2(functional.relu(self.dense1(x.flatten(1))))
 
 
+class LeNet5Relu(LeNet5):
+    """The same with a relu after each pooling."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, 1, 28, 28) to logits (B, 10)."""
+        x = functional.relu(functional.max_pool2d(self.conv1(x), 2))
+        x = functional.relu(functional.max_pool2d(self.conv2(x), 2))
+        return self.dense2(functional.relu(self.dense1(x.flatten(1))))
+
+
 class BasicBlock(nn.Module):
     """relu(shortcut(x) + bn2(conv2(relu(bn1(conv1(x))))))."""
 
