@@ -64,7 +64,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``rvsm_jax.data``, ``rvsm_jax.models`` and ``rvsm_jax.train``, imported when they are first used."""
-    if name in ("data", "models", "train"):
+    """``rvsm_jax.attacks``, ``.data``, ``.models`` and ``.train``, imported when first used."""
+    if name in ("attacks", "data", "models", "train"):
         return importlib.import_module(f"rvsm_jax.{name}")
     raise AttributeError(f"module 'rvsm_jax' has no attribute {name!r}")
