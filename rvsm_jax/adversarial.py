@@ -11,7 +11,8 @@ References:
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 from rvsm_jax import attacks
 from rvsm_jax.attacks.losses import Loss
 from rvsm_jax.step import Objective, Perturb, cross_entropy
+
+Strength = float | Callable[[jax.Array], jax.Array]
 
 
 class Adversary(NamedTuple):
@@ -35,8 +38,8 @@ class Adversary(NamedTuple):
 
 def pgd_training(
     *,
-    eps: float = 8 / 255,
-    step_size: float = 2 / 255,
+    eps: Strength = 8 / 255,
+    step_size: float | None = None,
     steps: int = 10,
     random_start: bool = True,
     training_mode: bool = False,
@@ -44,8 +47,10 @@ def pgd_training(
     """min_w mean_b max_{x'} CE(z', y), the maximum by projected gradient ascent.
 
     Args:
-      eps: the radius, in units of pixels.
-      step_size: of a step of the ascent.
+      eps: the radius, in units of pixels; or a schedule of the training step: networks that a large radius keeps from
+        learning at all learn with one that grows.
+      step_size: of a step of the ascent; default: 2.5 eps / steps, which is the published 2/255 for the
+        published radius and 10 steps.
       steps: how many; 1, with step_size 1.25 eps, is fast adversarial training.
       random_start: from a random point of the ball, rather than from the image.
       training_mode: whether the network under attack is in training mode, normalised by the batch, as in the authors'
@@ -65,18 +70,19 @@ def pgd_training(
     >>> adversary.perturb(logits_fn, jnp.full((1, 1), 0.5), jnp.array([0]), jax.random.key(0))
     Array([[0.25]], dtype=float32)
     """
-    _check(eps=eps, step_size=step_size, steps=steps)
+    _check(steps=steps, **({} if callable(eps) else {"eps": eps}), **({} if step_size is None else {"step_size": step_size}))
+    options = {"step_size": step_size, "steps": steps, "random_start": random_start}
 
-    def perturb(logits_fn, images, labels, key):
-        return attacks.pgd(
-            lambda x, k: logits_fn(x, k, training_mode), images, labels, key, eps=eps, step_size=step_size, steps=steps,
-            random_start=random_start,
-        )  # fmt: skip
+    def perturb(logits_fn, images, labels, key, radius=eps):
+        return attacks.pgd(lambda x, k: logits_fn(x, k, training_mode), images, labels, key, eps=radius, **options)
 
-    return Adversary(perturb)
+    def scheduled(logits_fn, images, labels, key, step):
+        return perturb(logits_fn, images, labels, key, jnp.asarray(eps(step), images.dtype))
+
+    return Adversary(scheduled if callable(eps) else perturb)
 
 
-def trade_off(*, natural: float = 1.0, adversarial: float = 8.0, **pgd: float) -> Adversary:
+def trade_off(*, natural: float = 1.0, adversarial: float = 8.0, **pgd: Any) -> Adversary:
     """min_w mean_b [natural CE(z, y) + adversarial CE(z', y)], x' as for `pgd_training`.
 
     The default weights are those of the released runs of arXiv 2008.13305; they sum to 9, and so does the gradient.

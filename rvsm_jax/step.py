@@ -10,6 +10,7 @@ Shapes: a batch of B images ``[B, H, W, C]``, its labels int32 ``[B]``, logits `
 The parameters may be any tree of floating-point arrays: a dict, an ``nnx.State``, an Equinox module's arrays.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import optax
 
 PyTree = Any
 Forward = Callable[[PyTree, PyTree, jax.Array, jax.Array, bool], tuple[jax.Array, PyTree]]
-Perturb = Callable[[Callable[..., jax.Array], jax.Array, jax.Array, jax.Array], jax.Array]
+Perturb = Callable[..., jax.Array]  # logits_fn, images, labels, key and, if it names it, step
 Objective = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -204,6 +205,8 @@ def make_gradient(
         seen = f"perturb={perturb}, label_smoothing={label_smoothing}"
         raise ValueError(f"objective weighs images against perturbed ones: it wants perturb, and no smoothing; got {seen}")
 
+    scheduled = perturb is not None and "step" in inspect.signature(perturb).parameters
+
     def apply(params, model_state, images, key, train):
         logits, new = forward(cast(params, compute_dtype), model_state, cast(images, compute_dtype), key, train)
         return logits, _like(new, model_state)
@@ -219,7 +222,8 @@ def make_gradient(
             def logits_fn(x, key=model_key, train=False):
                 return apply(state.params, state.model_state, x, key, train)[0]
 
-            images = jax.lax.stop_gradient(perturb(logits_fn, images, labels, attack_key))
+            at = {"step": state.step} if scheduled else {}
+            images = jax.lax.stop_gradient(perturb(logits_fn, images, labels, attack_key, **at))
 
         def loss(params):
             if objective is None:
@@ -254,8 +258,9 @@ def make_step(
         preprocess: ``images -> floats``, what ``forward`` takes; default: to [0, 1].
         perturb: ``(logits_fn, images, labels, key) -> images``, an adversary inside the step. It sees what
           ``preprocess`` returns. ``logits_fn(images)`` is the model in evaluation mode, with one draw of its noise;
-          ``logits_fn(images, key, train)`` with another draw, and in training mode. For attacks in units of pixels,
-          keep the default ``preprocess`` and normalise in ``forward``.
+          ``logits_fn(images, key, train)`` with another draw, and in training mode. If it has an argument of the name
+          ``step`` it is told the number of steps made. For attacks in units of pixels, keep the default
+          ``preprocess`` and normalise in ``forward``.
         objective: ``(logits, logits of the perturbed images, labels) -> losses [B]``, where natural and perturbed
           images both count; default: the cross-entropy of the perturbed ones. Each kind passes through the model in
           training mode by itself, natural images first.

@@ -14,6 +14,9 @@ References:
   Wang, Yuan, Shi, Osher, "ResNets ensemble via the Feynman-Kac formalism", arXiv 1811.10745.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +27,8 @@ from rvsm_jax.models.convolution import conv_general_dilated
 from rvsm_jax.models.network import Forward, Network, Tree, functional
 from rvsm_jax.models.noise import Noise, Over
 from rvsm_jax.models.resnet import Convolve, PreactBlock, build, preact_blocks
+
+OverMembers = Callable[..., tuple[Any, Sequence[Tree]]]  # trees of all members, images, words, train -> mean, states
 
 
 def enresnet(
@@ -71,60 +76,86 @@ def enresnet(
     """
     _check(members, noise, noise_over, mesh)
 
+    blocks = preact_blocks(depth)
+    after = Noise(noise, noise_over) if noise else None
+
     def member(key: jax.Array) -> Network:
-        rngs = nnx.Rngs(params=key, noise=key)
-        after = Noise(noise, noise_over, rngs) if noise else None
-        blocks = preact_blocks(depth)
+        rngs = nnx.Rngs(key)
         return functional(build(PreactBlock, blocks, num_classes, width, channels, conv_general_dilated, rngs, after))
 
+    networks = [member(k) for k in jax.random.split(key, members)]
     names = [f"member{i}" for i in range(members)]
-    networks = dict(zip(names, map(member, jax.random.split(key, members)), strict=True))
+    params, state = (dict(zip(names, trees, strict=True)) for trees in list(zip(*networks, strict=True))[1:])
     if vmapped is None:
         vmapped = members > 1 and (mesh is not None or jax.default_backend() != "cpu")
-    params, state = ({name: network[i] for name, network in networks.items()} for i in (1, 2))
-    return Network(_mean(networks["member0"].forward, noise > 0, vmapped, mesh), params, state)
+    over_members = _stacked(networks[0].forward, mesh) if vmapped else _one_by_one(networks[0].forward)
+    return Network(_ensemble(over_members, names, (members, sum(blocks), 2) if noise else None), params, state)
 
 
-def _mean(forward: Forward, noisy: bool, vmapped: bool, mesh: Mesh | None) -> Forward:
-    """The forward pass of the ensemble, from that of a member."""
+def draw_noise(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """The random words that an ensemble's noise is made from; in the place of a key they are taken as they are.
 
-    def ensemble(
+    With them drawn beforehand the forward pass is a deterministic function, which `shrink` wants.
+
+    Args:
+      key: random key.
+      shape: (members, blocks of a member, 2).
+
+    Returns:
+      Uint32 of that shape.
+
+    >>> network, x = enresnet(jax.random.key(0), members=1, depth=8, width=4), jnp.ones((1, 8, 8, 3))
+    >>> words = draw_noise(jax.random.key(1), (1, 3, 2))
+    >>> given, drawn = (network.forward(*network[1:], x, k, False)[0] for k in (words, jax.random.key(1)))
+    >>> bool((given == drawn).all())
+    True
+    """
+    return jax.random.bits(key, shape)
+
+
+def _ensemble(over_members: OverMembers, names: list[str], words: tuple[int, int, int] | None) -> Forward:
+    """The forward pass: noise from the key, all members, the mean of their logits."""
+
+    def forward(
         params: Tree, state: Tree, images: jax.Array, key: jax.Array | None, train: bool
     ) -> tuple[jax.Array, Tree]:
-        if noisy and key is None:
-            raise ValueError("key is None, but this network is noisy, in evaluation too: it wants a random key")
-        names = sorted(params, key=_number)
-        keys = None if key is None or not noisy else jax.random.split(key, len(names))
-        if not vmapped:
-            found = [
-                forward(params[name], state[name], images, None if keys is None else keys[i], train)
-                for i, name in enumerate(names)
-            ]
-            return sum(logits for logits, _ in found) / len(names), {n: s for n, (_, s) in zip(names, found, strict=True)}
-        stacked = (_stack([tree[name] for name in names]) for tree in (params, state))
-        stacked, images = _spread(mesh, (*stacked, keys), images)
-        axes = (0, 0, None if keys is None else 0)
-        logits, new = jax.vmap(lambda p, s, k: forward(p, s, images, k, train), axes)(*stacked)
-        return logits.mean(0), {name: jax.tree.map(lambda x, i=i: x[i], new) for i, name in enumerate(names)}
+        noise = None
+        if words is not None:
+            if key is None:
+                raise ValueError("key is None, but this network is noisy, in evaluation too: it wants a random key")
+            noise = key if key.shape == words else draw_noise(key, words)
+        logits, states = over_members([params[n] for n in names], [state[n] for n in names], images, noise, train)
+        return logits, dict(zip(names, states, strict=True))
 
-    return ensemble
+    return forward
 
 
-def _number(name: str) -> int:
-    return int(name.removeprefix("member"))
+def _one_by_one(forward: Forward) -> OverMembers:
+    def over_members(params, state, images, noise, train):
+        found = [
+            forward(p, s, images if noise is None else (images, noise[i]), None, train)
+            for i, (p, s) in enumerate(zip(params, state, strict=True))
+        ]
+        logits, states = zip(*found, strict=True)
+        return sum(logits) / len(found), states
+
+    return over_members
 
 
-def _stack(trees: list[Tree]) -> Tree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _stacked(forward: Forward, mesh: Mesh | None) -> OverMembers:
+    """Stacked and vmapped: over the mesh's axis "members", if there is one, and the images over its axis "data"."""
 
+    def over_members(params, state, images, noise, train):
+        stacked = *(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (params, state)), noise
+        if mesh is not None:
+            data = P("data") if "data" in mesh.axis_names else P()
+            images = jax.lax.with_sharding_constraint(images, NamedSharding(mesh, data))
+            stacked = jax.lax.with_sharding_constraint(stacked, NamedSharding(mesh, P("members")))
+        run = jax.vmap(lambda p, s, z: forward(p, s, images if z is None else (images, z), None, train))
+        logits, states = run(*stacked)
+        return logits.mean(0), [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(params))]
 
-def _spread(mesh, stacked, images):
-    """Stacked arrays split over the mesh's axis "members", images over its axis "data"."""
-    if mesh is None:
-        return stacked, images
-    data = P("data") if "data" in mesh.axis_names else P()
-    stacked = jax.lax.with_sharding_constraint(stacked, NamedSharding(mesh, P("members")))
-    return stacked, jax.lax.with_sharding_constraint(images, NamedSharding(mesh, data))
+    return over_members
 
 
 def _check(members, noise, noise_over, mesh) -> None:

@@ -43,7 +43,8 @@ def functional(module: nnx.Module) -> Network:
     ``module.eval()`` do. Each random stream of the module (dropout, noise) is seeded anew from ``key`` in every call.
 
     Args:
-      module: any NNX module that maps a batch of images to logits.
+      module: any NNX module that maps a batch of images to logits. If ``forward`` is given a tuple in the place of the
+        images, they are the module's arguments.
 
     Returns:
       The network; its arrays are the module's own, not copies.
@@ -68,7 +69,7 @@ def functional(module: nnx.Module) -> Network:
         seeded = streams if key is None else _reseed(streams, key)
         merged = nnx.merge(graphdef, params, seeded, state)
         merged.train() if train else merged.eval()
-        logits = merged(images)
+        logits = merged(*images) if isinstance(images, tuple) else merged(images)
         _, *states = nnx.split(merged, nnx.Param, nnx.RngState, ...)
         return logits, nnx.to_pure_dict(states[-1])
 

@@ -174,7 +174,7 @@ class ResNet(nnx.Module):
       channels: C of the images.
       convolution: makes a convolution from (inputs, outputs, size, stride).
       rngs: random keys for the weights of the head.
-      noise: what every block's output passes through.
+      noise: what every block's output passes through, if the network is called with random words.
     """
 
     def __init__(
@@ -204,13 +204,13 @@ class ResNet(nnx.Module):
         self.bn1 = BatchNorm(inputs if block.preactivated else width)
         self.dense = nnx.Linear(inputs, num_classes, kernel_init=head_uniform, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Images (B, H, W, C) to logits (B, classes)."""
+    def __call__(self, images: jax.Array, words: jax.Array | None = None) -> jax.Array:
+        """Images (B, H, W, C), and words uint32 [blocks, 2] for noise, to logits (B, classes)."""
         x = self.conv1(images)
         x = x if self.preactivated else nnx.relu(self.bn1(x))
-        for name in self.names:
+        for i, name in enumerate(self.names):
             x = getattr(self, name)(x)
-            x = x if self.noise is None else self.noise(x)
+            x = x if self.noise is None or words is None else self.noise(x, words[i])
         x = nnx.relu(self.bn1(x)) if self.preactivated else x
         return self.dense(x.mean((1, 2)))
 
