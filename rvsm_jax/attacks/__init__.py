@@ -6,7 +6,11 @@
 Images are ``[B, H, W, C]`` in [0, 1]. Everything runs under ``jit``, inside a training step and vmapped over images.
 """
 
+from rvsm_jax.attacks.apgd import apgd
+from rvsm_jax.attacks.carlini_wagner import carlini_wagner, carlini_wagner_as_released
 from rvsm_jax.attacks.checks import AttackWarning
+from rvsm_jax.attacks.deepfool import deepfool
+from rvsm_jax.attacks.fab import fab
 from rvsm_jax.attacks.geometry import Geometry, l_2, l_inf
 from rvsm_jax.attacks.gradient import fgsm, pgd
 from rvsm_jax.attacks.losses import (
@@ -17,17 +21,24 @@ from rvsm_jax.attacks.losses import (
     targeted_dlr,
     targeted_margin,
 )
+from rvsm_jax.attacks.square import square
 
 __all__ = [
     "AttackWarning",
     "Geometry",
+    "apgd",
+    "carlini_wagner",
+    "carlini_wagner_as_released",
     "cross_entropy",
+    "deepfool",
     "dlr",
+    "fab",
     "fgsm",
     "l_2",
     "l_inf",
     "margin",
     "pgd",
+    "square",
     "targeted_cross_entropy",
     "targeted_dlr",
     "targeted_margin",

@@ -25,7 +25,9 @@ class _Options(NamedTuple):
     worst: bool
 
 
-class _Worst(NamedTuple):
+class Worst(NamedTuple):
+    """Of all points met, the worst for the network: ``[B, H, W, C]``, whether it is misclassified, and its loss."""
+
     images: jax.Array
     broken: jax.Array
     loss: jax.Array
@@ -105,7 +107,7 @@ def pgd(
       norm: `l_inf` or `l_2`.
       loss: what is raised; ``(logits, labels) -> [B]``, or ``(logits, labels, targets) -> [B]`` if there are targets.
       targets: integers ``[B]``, for a targeted loss.
-      random_start: whether to start at random in the ball rather than at the image; or ``(key, images, eps) -> images``.
+      random_start: whether to start at random in the ball, not at the image; or ``(key, images, eps) -> images``.
       restarts: how many times from the beginning; of all, the worst for the network is kept.
       keep: of each image's points, the "last" or the "worst": one that is misclassified, then the one of largest
         loss. The worst of more steps of the same size, or of more restarts, is never better for the network.
@@ -141,7 +143,7 @@ def pgd(
     options = _Options(norm, loss, start, schedule, keep == "worst" or restarts > 1)
     inputs: dict[str, Any] = {"images": images, "labels": labels, "eps": eps, "step_size": size, "targets": targets}
     attack = Attack(_init, _step, _finish, steps, options)
-    worst = _untouched(images, labels) if options.worst else None
+    worst = untouched(images, labels) if options.worst else None
     for k in range(restarts):
         points, logits, worst = run(attack, model, {**inputs, "key": jax.random.fold_in(key, k), "worst": worst})
     checks.outputs(logits, labels)
@@ -161,9 +163,9 @@ def _init(options: _Options, model: Model, inputs: dict[str, Any]) -> Any:
 def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array, state: Any) -> Any:
     points, _, worst = state
     key = jax.random.fold_in(inputs["key"], i + 1)
-    values, logits, gradient = model.gradient(_loss(options, inputs), points, key)
+    values, logits, gradient = model.gradient(loss_of(options, inputs), points, key)
     if options.worst:
-        worst = _worse(worst, points, values, logits, inputs["labels"])
+        worst = worse(worst, points, values, logits, inputs["labels"])
     size = inputs["step_size"] if options.schedule is None else options.schedule(i)
     moved = points + per_image(size, points) * options.norm.steepest(gradient)
     return options.norm.project(moved, inputs["images"], inputs["eps"]), logits, worst
@@ -172,27 +174,54 @@ def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array,
 def _finish(options: _Options, model: Model, inputs: dict[str, Any], state: Any) -> Any:
     points, logits, worst = state
     if options.worst:
-        values, logits = model.loss(_loss(options, inputs), points, jax.random.fold_in(inputs["key"], 2**31 - 1))
-        worst = _worse(worst, points, values, logits, inputs["labels"])
+        values, logits = model.loss(loss_of(options, inputs), points, jax.random.fold_in(inputs["key"], 2**31 - 1))
+        worst = worse(worst, points, values, logits, inputs["labels"])
     return points, logits, worst
 
 
-def _loss(options: _Options, inputs: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
+def loss_of(options: Any, inputs: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
+    """``logits -> options.loss``, with the labels, and targets if there are any, filled in.
+
+    >>> loss_of(_Options(l_inf, cross_entropy, None, None, False), {"labels": jnp.array([0]), "targets": None})(
+    ...     jnp.zeros((1, 2))
+    ... ).round(4)
+    Array([0.6931], dtype=float32)
+    """
     labels, targets = inputs["labels"], inputs["targets"]
     if targets is None:
         return lambda z: options.loss(z, labels)
     return lambda z: options.loss(z, labels, targets)
 
 
-def _untouched(images: jax.Array, labels: jax.Array) -> _Worst:
-    return _Worst(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
+def untouched(images: jax.Array, labels: jax.Array) -> Worst:
+    """The worst of no points: the images.
+
+    >>> untouched(jnp.ones((2, 1)), jnp.array([0, 0])).loss
+    Array([-inf, -inf], dtype=float32)
+    """
+    return Worst(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf, images.dtype))
 
 
-def _worse(worst: _Worst, points: jax.Array, values: jax.Array, logits: jax.Array, labels: jax.Array) -> _Worst:
-    """Of two points for each image the misclassified one, or else the one of larger loss."""
+def worse(worst: Worst, points: jax.Array, values: jax.Array, logits: jax.Array, labels: jax.Array) -> Worst:
+    """Of two points for each image the misclassified one, or else the one of larger loss.
+
+    Args:
+      worst: the worst so far.
+      points: ``[B, ...]``.
+      values: their loss ``[B]``.
+      logits: theirs.
+      labels: ``[B]``.
+
+    Returns:
+      The worst now.
+
+    >>> images, labels = jnp.zeros((1, 1)), jnp.array([0])
+    >>> worse(untouched(images, labels), images + 0.5, jnp.array([1.0]), jnp.array([[1.0, 2.0]]), labels)
+    Worst(images=Array([[0.5]], dtype=float32), broken=Array([ True], dtype=bool), loss=Array([1.], dtype=float32))
+    """
     broken = logits.argmax(1) != labels
     better = (broken & ~worst.broken) | ((broken == worst.broken) & (values > worst.loss))
-    return _Worst(
+    return Worst(
         jnp.where(better.reshape(-1, *[1] * (points.ndim - 1)), points, worst.images),
         worst.broken | broken,
         jnp.where(better, values.astype(worst.loss.dtype), worst.loss),

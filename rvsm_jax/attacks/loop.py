@@ -6,9 +6,9 @@
     result = finish(options, model, inputs, state)
 
 Inside a trace (``jit``, ``vmap``, ``grad``, a training step) this is one loop. Called with concrete arrays it is one
-compiled loop on an accelerator; on the CPU backend, where a convolution inside a loop is several times slower, each step
-is a call, and a short loop inside a trace is unrolled. `options` is hashable, everything that may change from call to
-call is in `inputs`: what was compiled once serves all batches of a shape, all radii and all step sizes.
+compiled loop on an accelerator; on the CPU backend, where a convolution inside a loop is several times slower, each
+step is a call, and a short loop inside a trace is unrolled. `options` is hashable, everything that may change from call
+to call is in `inputs`: what was compiled once serves all batches of a shape, all radii and all step sizes.
 """
 
 import functools
@@ -23,6 +23,7 @@ import numpy as np
 LogitsFn = Callable[..., jax.Array]
 PyTree = Any
 UNROLLED = 32
+LOOK_EVERY = 5
 
 
 class Attack(NamedTuple):
@@ -34,6 +35,7 @@ class Attack(NamedTuple):
       finish: ``(options, model, inputs, state) -> result``.
       steps: how many.
       options: anything hashable.
+      done: ``state -> bool []``, whether further steps would change nothing; None if they always may.
     """
 
     init: Callable[..., PyTree]
@@ -41,6 +43,7 @@ class Attack(NamedTuple):
     finish: Callable[..., PyTree]
     steps: int
     options: Any
+    done: Callable[[PyTree], jax.Array] | None = None
 
 
 class Model(NamedTuple):
@@ -133,20 +136,27 @@ def run(attack: Attack, model: Model, inputs: PyTree) -> PyTree:
         return parts[3](arrays, inputs)
     state = parts[0](arrays, inputs)
     for i in range(attack.steps):
+        if attack.done is not None and i % LOOK_EVERY == 0 and attack.done(state):
+            break
         state = parts[1](arrays, inputs, np.int32(i), state)
     return parts[2](arrays, inputs, state)
 
 
 def _whole(attack: Attack, model: Model, inputs: PyTree) -> PyTree:
     fixed = attack.options, model, inputs
-    unrolled = jax.default_backend() == "cpu" and attack.steps <= UNROLLED
     state = attack.init(*fixed)
-    if attack.steps:
-        unroll = attack.steps if unrolled else 1
-        state = jax.lax.fori_loop(
-            0, attack.steps, lambda i, s: attack.step(*fixed, i.astype(jnp.int32), s), state, unroll=unroll
-        )
-    return attack.finish(*fixed, state)
+    return attack.finish(*fixed, _steps(attack, lambda i, s: attack.step(*fixed, i, s), state))
+
+
+def _steps(attack: Attack, step: Callable[[jax.Array, PyTree], PyTree], state: PyTree) -> PyTree:
+    """All steps inside a trace: unrolled, counted, or until done."""
+    done, unrolled = attack.done, jax.default_backend() == "cpu" and attack.steps <= UNROLLED
+    if done is None or unrolled:
+        unroll = max(attack.steps, 1) if unrolled else 1
+        return jax.lax.fori_loop(0, attack.steps, lambda i, s: step(jnp.int32(i), s), state, unroll=unroll)
+    return jax.lax.while_loop(
+        lambda at: (at[0] < attack.steps) & ~done(at[1]), lambda at: (at[0] + 1, step(*at)), (jnp.int32(0), state)
+    )[1]
 
 
 class _Rest(NamedTuple):

@@ -1,7 +1,7 @@
-"""What an adversary maximises: functions ``(logits, labels) -> [B]``, those with a target ``(logits, labels, targets)``.
+"""What an adversary maximises: functions of (logits, labels), or of (logits, labels, targets), to a number an example.
 
-Shapes: logits z ``[B, K]``, labels y and targets t int32 ``[B]``. Larger is worse for the defender. z_(1) >= z_(2) >= ...
-are the sorted logits.
+Shapes: logits z ``[B, K]``, labels y and targets t int32 ``[B]``. Larger is worse for the defender. z_(1) >= z_(2) >=
+... are the sorted logits.
 
 References:
   Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",

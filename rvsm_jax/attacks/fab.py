@@ -1,0 +1,190 @@
+"""FAB, the fast adaptive boundary attack, class by class: the smallest perturbation found while staying at a boundary.
+
+    w, g    = grad f(x_k), f(x_k)                                         f = z_t - z_y for a target class t
+    p, q    = the points of {z in the box: g + <w, z - x_k> = 0} nearest to x_k and to the image x
+    a       = min(|p - x_k| / (|p - x_k| + |q - x|), 0.1)
+    x_{k+1} = clip((1 - a) (x_k + 1.05 (p - x_k)) + a (x + 1.05 (q - x)))
+    where x_{k+1} is misclassified: keep it if it is the nearest yet, and x_{k+1} <- x + 0.9 (x_{k+1} - x)
+
+Shapes: B images ``[B, H, W, C]`` in [0, 1], labels ``[B]``, logits z ``[B, K]``.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rvsm_jax.attacks import checks
+from rvsm_jax.attacks.deepfool import likeliest_others
+from rvsm_jax.attacks.geometry import Geometry, clip, l_inf, per_image
+from rvsm_jax.attacks.loop import Attack, LogitsFn, Model, run
+from rvsm_jax.attacks.losses import margin, targeted_margin
+
+OVERSHOOT, BIAS, BACKWARDS = 1.05, 0.1, 0.9
+SECANTS = 3
+HALVINGS = 24
+
+
+class _Options(NamedTuple):
+    norm: Geometry
+
+
+class _Nearest(NamedTuple):
+    images: jax.Array
+    distance: jax.Array
+
+
+class _State(NamedTuple):
+    points: jax.Array
+    nearest: _Nearest
+
+
+def fab(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    norm: Geometry = l_inf,
+    steps: int = 100,
+    classes: int = 9,
+    eot: int = 1,
+) -> jax.Array:
+    """``argmin |x' - x|`` over the misclassified x' met while stepping onto linearised boundaries, target by target.
+
+    Args:
+      logits_fn: ``images -> logits``, or ``(images, key) -> logits`` if the network is random.
+      images: ``[B, H, W, C]`` in [0, 1].
+      labels: integers ``[B]``.
+      key: only for a random network.
+      norm: `l_inf` or `l_2`, the norm of the perturbation.
+      steps: for each target; a step costs two forward passes and a backward pass.
+      classes: how many targets, the likeliest of the image.
+      eot: draws over which a random network is averaged.
+
+    Returns:
+      Images like ``images``, in [0, 1]; the image itself where the network was never wrong, or is wrong as it is.
+
+    Raises:
+      TypeError, ValueError, FloatingPointError: as `pgd`.
+
+    References:
+      Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", arXiv 1907.02044,
+      Algorithm 1; targets as in arXiv 2003.01690.
+
+    >>> logits_fn = lambda x: x.reshape(len(x), -1) @ jnp.array([[3.0, 0.0], [4.0, 0.0]]) - jnp.array([[2.5, 0.0]])
+    >>> near = fab(logits_fn, jnp.full((1, 1, 2, 1), 0.6), jnp.array([0]), steps=10)
+    >>> print(near.ravel().round(3))
+    [0.357 0.357]
+    """
+    images, labels = checks.arrays(images, labels)
+    checks.count("steps", steps)
+    checks.count("classes", classes)
+    model, key = checks.network(logits_fn, key, eot)
+    logits = run(Attack(_clean, _clean, _clean, 0, None), model, {"images": images, "key": key})
+    checks.outputs(logits, labels)
+    others = likeliest_others(logits, labels, classes)
+    far = jnp.full(labels.shape, jnp.inf, images.dtype)
+    nearest = _Nearest(images, jnp.where(logits.argmax(1) != labels, 0, far))
+    attack = Attack(_init, _step, _finish, steps, _Options(norm))
+    for k in range(others.shape[1]):
+        inputs = {"images": images, "labels": labels, "key": jax.random.fold_in(key, k), "targets": others[:, k]}
+        nearest = run(attack, model, {**inputs, "nearest": nearest})
+    return nearest.images
+
+
+def _clean(options: None, model: Model, inputs: dict[str, Any], state: Any = None) -> jax.Array:
+    return model.logits(inputs["images"], inputs["key"]) if state is None else state
+
+
+def to_hyperplane(norm: Geometry, points: jax.Array, gradient: jax.Array, value: jax.Array) -> jax.Array:
+    """``argmin |z - x|`` over z in [0, 1] with ``value + <gradient, z - x> = 0``, or the box's nearest to it.
+
+    z = clip(x + t s) for the steepest direction s of the norm: what one pixel cannot give the others have to. The size
+    t is found by bisection of log t, and by interpolation at the end, exact where no pixel meets the box in between.
+
+    Args:
+      norm: of the distance.
+      points: x, ``[B, ...]`` in [0, 1].
+      gradient: likewise; where it is 0 the point stays.
+      value: ``[B]``.
+
+    Returns:
+      z, like the points.
+
+    >>> x, w = jnp.array([[0.1, 0.5]]), jnp.array([[1.0, 1.0]])
+    >>> print(to_hyperplane(l_inf, x, w, jnp.array([0.5])).round(3))
+    [[0.  0.1]]
+    """
+    down = -jnp.sign(value)
+    direction = per_image(down, points) * norm.steepest(gradient)
+    wanted, slope = jnp.abs(value).astype(points.dtype), norm.dual(gradient)
+    least = jnp.where(slope > 0, wanted / jnp.where(slope > 0, slope, 1), 0)
+
+    def gained(t):
+        moved = clip(points + per_image(t, points) * direction) - points
+        return down * (gradient * moved).reshape(len(moved), -1).sum(1)
+
+    def halve(_, log):
+        low, high = log
+        middle = (low + high) / 2
+        enough = gained(least * 2**middle) >= wanted
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    zero = jnp.zeros_like(least)
+    low, high = jax.lax.fori_loop(0, HALVINGS, halve, (zero, zero + HALVINGS))
+    low, high = least * 2**low, least * 2**high
+    under, over = gained(low), gained(high)
+    share = jnp.clip((wanted - under) / jnp.where(over > under, over - under, 1), 0, 1)
+    return clip(points + per_image(low + share * (high - low), points) * direction)
+
+
+def _init(options: _Options, model: Model, inputs: dict[str, Any]) -> _State:
+    return _State(inputs["images"], inputs["nearest"])
+
+
+def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array, s: _State) -> _State:
+    x, labels, targets, norm = inputs["images"], inputs["labels"], inputs["targets"], options.norm
+    at, after = jax.random.split(jax.random.fold_in(inputs["key"], i))
+    value, _, gradient = model.gradient(lambda z: targeted_margin(z, labels, targets), s.points, at)
+    here = jnp.concatenate([s.points, x])
+    slant = (gradient * (x - s.points)).reshape(len(x), -1).sum(1)
+    values = jnp.concatenate([value.astype(x.dtype), value.astype(x.dtype) + slant])
+    there = to_hyperplane(norm, here, jnp.concatenate([gradient, gradient]), values)
+    moves = there - here
+    step, back = jnp.split(moves, 2)
+    near, far = jnp.split(norm.norm(moves), 2)
+    a = per_image(jnp.minimum(near / jnp.where(near + far > 0, near + far, 1), BIAS), x)
+    points = clip((1 - a) * (s.points + OVERSHOOT * step) + a * (x + OVERSHOOT * back))
+    logits = model.logits(points, after)
+    wrong = logits.argmax(1) != labels
+    nearest = _nearer(s.nearest, points, wrong, norm.norm(points - x))
+    return _State(jnp.where(_mask(wrong, x), clip(x + BACKWARDS * (points - x)), points), nearest)
+
+
+def _finish(options: _Options, model: Model, inputs: dict[str, Any], s: _State) -> _Nearest:
+    """Steps of the secant method along the segment from the image to the nearest point found."""
+    x, labels, outer = inputs["images"], inputs["labels"], s.nearest.images
+    key = jax.random.fold_in(inputs["key"], 2**31 - 1)
+    inner, f_inner = x, margin(model.logits(x, key), labels)
+    f_outer, nearest = margin(model.logits(outer, key), labels), s.nearest
+    for k in range(SECANTS):
+        rise = jnp.where(f_outer - f_inner > 0, f_outer - f_inner, 1)
+        share = jnp.clip(jnp.where(f_outer > 0, f_outer / rise, 0), 0, 1).astype(x.dtype)
+        points = clip(outer - per_image(share, x) * (outer - inner))
+        logits = model.logits(points, jax.random.fold_in(key, k))
+        wrong, f = logits.argmax(1) != labels, margin(logits, labels)
+        nearest = _nearer(nearest, points, wrong, options.norm.norm(points - x))
+        outer, f_outer = jnp.where(_mask(wrong, x), points, outer), jnp.where(wrong, f, f_outer)
+        inner, f_inner = jnp.where(_mask(wrong, x), inner, points), jnp.where(wrong, f_inner, f)
+    return nearest
+
+
+def _nearer(nearest: _Nearest, points: jax.Array, wrong: jax.Array, distance: jax.Array) -> _Nearest:
+    better = wrong & (distance < nearest.distance)
+    images = jnp.where(_mask(better, points), points, nearest.images)
+    return _Nearest(images, jnp.where(better, distance, nearest.distance))
+
+
+def _mask(which: jax.Array, images: jax.Array) -> jax.Array:
+    return which.reshape(-1, *[1] * (images.ndim - 1))
