@@ -57,7 +57,7 @@ def ship(network: Network, u: Any, state: Any, words: tuple[int, int, int] | Non
 
 
 def published_attacks(eps: float) -> Mapping[str, Attack]:
-    """The attacks of the published tables: steps of eps / 8, which is 1/255 for 8/255, and C&W without a search for c."""
+    """The attacks of the published tables: steps of eps / 8, 1/255 for 8/255, and C&W without a search for c."""
 
     def iterated(logits_fn, images, labels, key):
         return attacks.pgd(

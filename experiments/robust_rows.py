@@ -8,6 +8,7 @@ References:
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import optax
@@ -77,7 +78,7 @@ class Row:
 
     def chain(self, sgd: optax.GradientTransformation, rate: float | optax.Schedule | None) -> rvsm_jax.Method:
         """The method around an optimiser; the pull inside it, or outside at this rate, as released."""
-        common = {"where": rvsm_jax.convolutions, "learning_rate": rate}
+        common: dict[str, Any] = {"where": rvsm_jax.convolutions, "learning_rate": rate}
         if self.method == DENSE:
             return rvsm_jax.Method(sgd, lambda params, step: params)
         if self.method == RVSM:

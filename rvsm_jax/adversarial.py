@@ -70,16 +70,18 @@ def pgd_training(
     >>> adversary.perturb(logits_fn, jnp.full((1, 1), 0.5), jnp.array([0]), jax.random.key(0))
     Array([[0.25]], dtype=float32)
     """
-    _check(steps=steps, **({} if callable(eps) else {"eps": eps}), **({} if step_size is None else {"step_size": step_size}))
-    options = {"step_size": step_size, "steps": steps, "random_start": random_start}
+    sizes = {"eps": eps, "step_size": step_size}
+    _check(steps=steps, **{name: s for name, s in sizes.items() if isinstance(s, float | int)})
 
-    def perturb(logits_fn, images, labels, key, radius=eps):
-        return attacks.pgd(lambda x, k: logits_fn(x, k, training_mode), images, labels, key, eps=radius, **options)
+    def ascend(logits_fn, images, labels, key, radius):
+        return attacks.pgd(
+            lambda x, k: logits_fn(x, k, training_mode), images, labels, key, eps=radius, step_size=step_size,
+            steps=steps, random_start=random_start,
+        )  # fmt: skip
 
-    def scheduled(logits_fn, images, labels, key, step):
-        return perturb(logits_fn, images, labels, key, jnp.asarray(eps(step), images.dtype))
-
-    return Adversary(scheduled if callable(eps) else perturb)
+    if isinstance(eps, float | int):
+        return Adversary(lambda f, x, y, key: ascend(f, x, y, key, eps))
+    return Adversary(lambda f, x, y, key, step: ascend(f, x, y, key, jnp.asarray(eps(step), x.dtype)))
 
 
 def trade_off(*, natural: float = 1.0, adversarial: float = 8.0, **pgd: Any) -> Adversary:

@@ -221,8 +221,8 @@ def evaluate(
     )
     totals = [
         _evaluate_batch(
-            params, model_state, images, labels, key, np.int32(start),
-            forward=forward, preprocess=preprocess, compute_dtype=compute_dtype, perturb=perturb, batch=batch, mesh=mesh,
+            params, model_state, images, labels, key, np.int32(start), forward=forward, preprocess=preprocess,
+            compute_dtype=compute_dtype, perturb=perturb, batch=batch, mesh=mesh,
         )
         for start in range(0, len(labels), batch)
     ]  # fmt: skip
@@ -298,7 +298,7 @@ def _evaluate_batch(
         return forward(params, model_state, cast(x, compute_dtype), key, train)[0]
 
     if perturb is not None:
-        key, attack_key, model_key = jax.random.split(key, 3)
+        key, attack_key, model_key = (jax.random.fold_in(key, i) for i in range(3))
         x = perturb(lambda x, key=model_key, train=False: logits_fn(x, key, train), x, y, attack_key)
     logits = logits_fn(x, key)
     exists = at < len(labels)

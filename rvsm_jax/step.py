@@ -203,7 +203,9 @@ def make_gradient(
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if objective is not None and (perturb is None or label_smoothing):
         seen = f"perturb={perturb}, label_smoothing={label_smoothing}"
-        raise ValueError(f"objective weighs images against perturbed ones: it wants perturb, and no smoothing; got {seen}")
+        raise ValueError(
+            f"objective weighs images against perturbed ones: it wants perturb, and no smoothing; got {seen}"
+        )
 
     scheduled = perturb is not None and "step" in inspect.signature(perturb).parameters
 

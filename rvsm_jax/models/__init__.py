@@ -6,4 +6,14 @@ from rvsm_jax.models.network import Network, functional
 from rvsm_jax.models.noise import Over
 from rvsm_jax.models.resnet import preact_resnet, resnet18
 
-__all__ = ["Network", "Over", "draw_noise", "enresnet", "functional", "lenet5", "lenet_300_100", "preact_resnet", "resnet18"]
+__all__ = [
+    "Network",
+    "Over",
+    "draw_noise",
+    "enresnet",
+    "functional",
+    "lenet5",
+    "lenet_300_100",
+    "preact_resnet",
+    "resnet18",
+]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 Tree = dict[str, Any]
-Forward = Callable[[Tree, Tree, jax.Array, jax.Array | None, bool], tuple[jax.Array, Tree]]
+Forward = Callable[[Tree, Tree, Any, jax.Array | None, bool], tuple[jax.Array, Tree]]
 
 
 class Network(NamedTuple):
@@ -61,9 +61,7 @@ def functional(module: nnx.Module) -> Network:
     graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
     initial, streams, initial_state = map(nnx.to_pure_dict, states)
 
-    def forward(
-        params: Tree, state: Tree, images: jax.Array, key: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, Tree]:
+    def forward(params: Tree, state: Tree, images: Any, key: jax.Array | None, train: bool) -> tuple[jax.Array, Tree]:
         if train and streams and key is None:
             raise ValueError(f"key is None, but in training this network draws from the streams {sorted(streams)}")
         seeded = streams if key is None else _reseed(streams, key)
