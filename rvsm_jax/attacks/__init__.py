@@ -7,8 +7,10 @@ Images are ``[B, H, W, C]`` in [0, 1]. Everything runs under ``jit``, inside a t
 """
 
 from rvsm_jax.attacks.apgd import apgd
+from rvsm_jax.attacks.auto import AutoAttack, autoattack
 from rvsm_jax.attacks.carlini_wagner import carlini_wagner, carlini_wagner_as_released
 from rvsm_jax.attacks.checks import AttackWarning
+from rvsm_jax.attacks.curve import accuracy_curve
 from rvsm_jax.attacks.deepfool import deepfool
 from rvsm_jax.attacks.fab import fab
 from rvsm_jax.attacks.geometry import Geometry, l_2, l_inf
@@ -25,8 +27,11 @@ from rvsm_jax.attacks.square import square
 
 __all__ = [
     "AttackWarning",
+    "AutoAttack",
     "Geometry",
+    "accuracy_curve",
     "apgd",
+    "autoattack",
     "carlini_wagner",
     "carlini_wagner_as_released",
     "cross_entropy",

@@ -24,7 +24,6 @@ from rvsm_jax.attacks.loop import Attack, LogitsFn, Model, run
 from rvsm_jax.attacks.losses import Loss, cross_entropy
 
 MOMENTUM = 0.75
-RISING = 0.75
 
 
 class _Options(NamedTuple):
@@ -155,7 +154,7 @@ def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array,
         best=jnp.where(wide, z, s.best),
         best_loss=jnp.where(higher, values, s.best_loss),
         best_gradient=jnp.where(wide, gradient, s.best_gradient),
-        rises=s.rises + (values > s.loss),
+        rises=s.rises + (values > s.loss).astype(jnp.int32),
         worst=worse(s.worst, z, values, logits, inputs["labels"]),
         logits=logits,
     )
@@ -164,7 +163,7 @@ def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array,
 
 def _adapted(s: _State, check: jax.Array, interval: jax.Array) -> _State:
     """Halves the step and goes back to the best point, where a checkpoint finds that it should."""
-    few = s.rises < RISING * interval
+    few = 4 * s.rises < 3 * interval
     stuck = ~s.halved_then & (s.best_loss <= s.loss_then)
     halve = check & (few | stuck)
     wide = per_image(halve, s.points) > 0
@@ -182,7 +181,7 @@ def _adapted(s: _State, check: jax.Array, interval: jax.Array) -> _State:
 def _schedule(steps: int, i: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether step i ends at a checkpoint, and the steps since the last one."""
     at = checkpoints(steps)
-    interval = np.zeros(steps, np.float32)
+    interval = np.zeros(steps, np.int32)
     interval[np.array(at, int) - 1] = np.diff([0, *at])
     since = jnp.asarray(interval)[i]
     return since > 0, since

@@ -28,7 +28,15 @@ class _State(NamedTuple):
     points: jax.Array
     margin: jax.Array
     broken: jax.Array
+    queries: jax.Array
     logits: jax.Array
+
+
+class Found(NamedTuple):
+    """What the search ended with: images ``[B, H, W, C]``, and how often each was asked about, ``[B]``."""
+
+    points: jax.Array
+    queries: jax.Array
 
 
 def square(
@@ -76,6 +84,45 @@ def square(
     >>> logits_fn(found).argmax(1)
     Array([1], dtype=int32)
     """
+    return search(
+        logits_fn, images, labels, key, eps=eps, norm=norm, queries=queries, fraction=fraction, eot=eot
+    ).points
+
+
+def search(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array | None,
+    *,
+    eps: float | jax.Array,
+    norm: Geometry,
+    queries: int,
+    fraction: float,
+    eot: int,
+) -> Found:
+    """`square`, with what it took.
+
+    Args:
+      logits_fn: as in `square`, like all that follow.
+      images: likewise.
+      labels: likewise.
+      key: likewise.
+      eps: likewise.
+      norm: likewise.
+      queries: likewise.
+      fraction: likewise.
+      eot: likewise.
+
+    Returns:
+      Images and their number of queries.
+
+    >>> search(
+    ...     lambda x: jnp.ones((len(x), 2)), jnp.zeros((1, 4, 4, 1)), jnp.array([0]), jax.random.key(0), eps=0.1,
+    ...     norm=l_inf, queries=7, fraction=0.8, eot=1,
+    ... ).queries
+    Array([7], dtype=int32)
+    """
     images, labels = checks.arrays(images, labels)
     checks.count("queries", queries)
     if norm.name not in SEARCHES:
@@ -87,9 +134,9 @@ def square(
     attack = Attack(
         _init, _step, _finish, queries - 1, _Options(norm, queries, fraction), lambda state: state.broken.all()
     )
-    points, logits = run(attack, model, inputs)
-    checks.outputs(logits, labels)
-    return points
+    state = run(attack, model, inputs)
+    checks.outputs(state.logits, labels)
+    return Found(state.points, state.queries)
 
 
 def sides(queries: int, fraction: float, height: int, width: int, odd: bool = False) -> np.ndarray:
@@ -124,7 +171,7 @@ def _init(options: _Options, model: Model, inputs: dict[str, Any]) -> _State:
     wrong = clean.argmax(1) != labels
     moved = jnp.where(_mask(wrong, x), x, moved)
     logits = model.logits(moved, second)
-    return _State(moved, margin(logits, labels), wrong | (logits.argmax(1) != labels), logits)
+    return _State(moved, margin(logits, labels), wrong | (logits.argmax(1) != labels), jnp.ones_like(labels), logits)
 
 
 def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array, s: _State) -> _State:
@@ -142,12 +189,13 @@ def _step(options: _Options, model: Model, inputs: dict[str, Any], i: jax.Array,
         jnp.where(_mask(better, x), points, s.points),
         jnp.where(better, value, s.margin),
         s.broken | wrong,
+        s.queries + (~s.broken).astype(jnp.int32),
         jnp.where(better[:, None], logits, s.logits),
     )
 
 
-def _finish(options: _Options, model: Model, inputs: dict[str, Any], s: _State) -> tuple[jax.Array, jax.Array]:
-    return s.points, s.logits
+def _finish(options: _Options, model: Model, inputs: dict[str, Any], s: _State) -> _State:
+    return s
 
 
 def _spatial(x: jax.Array) -> jax.Array:
