@@ -269,7 +269,7 @@ class Measure:
             if self._data is not None:
                 found = self._evaluate(weights, state.model_state, *self._data)
                 record |= {f"{letter}_{name}": value for name, value in found.items()}
-        if self._attack is not None:
+        if self._attack is not None and self._data is not None:
             found = self._evaluate(u, state.model_state, *self._data, perturb=self._attack)
             record |= {f"{self._letters[-1]}_robust_{name}": value for name, value in found.items()}
         if "u" in self._letters:
@@ -292,7 +292,8 @@ def _evaluate_batch(
     """Over examples start, ..., start + batch - 1 that exist: loss, hits, least and greatest label; classes."""
     at = jax.lax.with_sharding_constraint(start + jnp.arange(batch, dtype=jnp.int32), NamedSharding(mesh, P("data")))
     x, y = (jnp.take(array, at, axis=0, mode="clip") for array in (images, labels))
-    x, y, key, params = preprocess(x), y.astype(jnp.int32), jax.random.fold_in(key, start), cast(params, compute_dtype)
+    x, y, params = preprocess(x), y.astype(jnp.int32), cast(params, compute_dtype)
+    key = jax.random.fold_in(key, start)
 
     def logits_fn(x, key=key, train=False):
         return forward(params, model_state, cast(x, compute_dtype), key, train)[0]
