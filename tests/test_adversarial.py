@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from rvsm_jax import adversarial, train
+from rvsm_jax.shrinking.analysis import quick_compilation
 from tests.digits import KEY, digits, fit, forward
 
 EPS = 0.1
@@ -27,7 +28,8 @@ def linear(w, model_state, images, key, train):
 def step_loss(step=0, network=linear, **options):
     tx = optax.sgd(0.1)
     state = train.init_state(jnp.asarray(WEIGHTS), {}, tx, KEY)._replace(step=jnp.int32(step))
-    return jax.jit(train.make_step(network, tx, **options))(state, IMAGES, LABELS)
+    step = jax.jit(train.make_step(network, tx, **options), compiler_options=quick_compilation())
+    return step(state, IMAGES, LABELS)
 
 
 def softplus(x):

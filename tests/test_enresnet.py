@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 import rvsm_jax
 from rvsm_jax import models
 from rvsm_jax.models.noise import Noise, standard_normal
+from rvsm_jax.shrinking.analysis import quick_compilation
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 IMAGES = jax.random.uniform(jax.random.key(1), (8, 8, 8, 2))
@@ -23,9 +24,12 @@ def build(**options):
     return models.enresnet(KEYS[0], **{"members": 2, "depth": 8, "width": 2, "channels": 2, "num_classes": 3} | options)
 
 
+quick_jit = functools.partial(jax.jit, compiler_options=quick_compilation())
+
+
 @functools.cache
 def jitted(train, **options):
-    return jax.jit(lambda p, s, x, k: build(**options).forward(p, s, x, k, train))
+    return quick_jit(lambda p, s, x, k: build(**options).forward(p, s, x, k, train))
 
 
 def call(x=IMAGES, key=KEYS[1], train=False, **options):
@@ -41,8 +45,8 @@ def close(a, b, atol=1e-5):
 def test_without_noise_logits_are_the_mean_of_plain_networks(train):
     network = build(noise=0.0)
     single = models.preact_resnet(KEYS[0], depth=8, width=2, channels=2, num_classes=3)
-    forward = jax.jit(single.forward, static_argnums=4)
-    alone = [forward(network.params[m], network.state[m], IMAGES, None, train) for m in ("member0", "member1")]
+    forward = quick_jit(lambda p, s: single.forward(p, s, IMAGES, None, train))
+    alone = [forward(network.params[m], network.state[m]) for m in ("member0", "member1")]
     logits, state = call(key=None, train=train, noise=0.0)
     close(logits, np.mean([z for z, _ in alone], 0))
     close(state, {"member0": alone[0][1], "member1": alone[1][1]})
@@ -55,16 +59,16 @@ def gradients(network):
         logits, state = network.forward(params, network.state, x, KEYS[1], True)
         return (jax.nn.log_softmax(logits)[jnp.arange(8), LABELS]).mean(), state
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(network.params, IMAGES)
+    return quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(network.params, IMAGES)
 
 
-def test_stacked_members_and_members_over_devices_are_those_one_by_one():
+def test_stacked_members_over_devices_are_those_one_by_one():
     """Logits, statistics and gradients, and a device of a 4 x 2 mesh does about an eighth of the work."""
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "members"))
-    wanted = gradients(build(vmapped=False))
-    for options in ({"vmapped": True}, {"mesh": mesh}):
-        close(gradients(build(**options)), wanted, 1e-4)
+    wanted = gradients(build())
+    close(gradients(build(mesh=mesh)), wanted, 1e-4)
     assert all(np.abs(leaf).max() > 0 for m in wanted[1][0].values() for leaf in jax.tree.leaves(m["dense"]))
+    close(call(vmapped=True), call())
     work = []
     for options in ({"vmapped": True}, {"mesh": mesh}):
         network = build(**options)
@@ -125,7 +129,7 @@ def test_a_noisy_ensemble_is_shrunk_with_its_noise():
     small_fn, small, report = rvsm_jax.shrink(fn, variables, IMAGES[:1])
     assert report.multiply_adds.share < 0.7 and not report.kept_whole
     fresh = {"noise": models.draw_noise(KEYS[3], (2, 3, 2))}
-    close(jax.jit(small_fn)(small | fresh, IMAGES), jax.jit(fn)(variables | fresh, IMAGES))
+    close(quick_jit(small_fn)(small | fresh, IMAGES), quick_jit(fn)(variables | fresh, IMAGES))
 
 
 @pytest.mark.parametrize(

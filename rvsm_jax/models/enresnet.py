@@ -146,13 +146,18 @@ def _stacked(forward: Forward, mesh: Mesh | None) -> OverMembers:
     """Stacked and vmapped: over the mesh's axis "members", if there is one, and the images over its axis "data"."""
 
     def over_members(params, state, images, noise, train):
+        def run(trees, images):
+            return jax.vmap(lambda p, s, z: forward(p, s, images if z is None else (images, z), None, train))(*trees)
+
         stacked = *(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) for trees in (params, state)), noise
         if mesh is not None:
             data = P("data") if "data" in mesh.axis_names else P()
             images = jax.lax.with_sharding_constraint(images, NamedSharding(mesh, data))
-            stacked = jax.lax.with_sharding_constraint(stacked, NamedSharding(mesh, P("members")))
-        run = jax.vmap(lambda p, s, z: forward(p, s, images if z is None else (images, z), None, train))
-        logits, states = run(*stacked)
+            run = jax.shard_map(
+                run, mesh=mesh, in_specs=(P("members"), P()), out_specs=P("members"), axis_names={"members"},
+                check_vma=False,
+            )  # fmt: skip
+        logits, states = run(stacked, images)
         return logits.mean(0), [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(params))]
 
     return over_members

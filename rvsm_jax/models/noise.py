@@ -68,9 +68,11 @@ def standard_normal(words: jax.Array, shape: Sequence[int]) -> jax.Array:
     >>> abs(float(z.mean())) < 0.05, abs(float(z.std()) - 1) < 0.05
     (True, True)
     """
-    bits = _mix(_mix(jax.lax.iota(jnp.uint32, math.prod(shape)) + words[0]) + words[1])
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    places = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(n) for axis, n in enumerate(strides))
+    bits = _mix(_mix(sum(places, start=words[0])) + words[1])
     uniform = (bits >> 8).astype(jnp.float32) * 2.0**-23 + (2.0**-24 - 1)
-    return (math.sqrt(2) * jax.lax.erf_inv(uniform)).reshape(shape)
+    return math.sqrt(2) * jax.lax.erf_inv(uniform)
 
 
 def _mix(x: jax.Array) -> jax.Array:
