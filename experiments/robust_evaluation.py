@@ -94,7 +94,7 @@ def accuracies(
         for i, name in enumerate(right):
             attack_key, judge_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, start), i))
             twins = x if name == "natural" else named[name](logits_fn, x, y, attack_key)
-            right[name].append(np.asarray(judge(logits_fn, twins, judge_key) == y))
+            right[name].append(np.asarray(judge(jax.tree_util.Partial(logits_fn), twins, judge_key) == y))
     return {name: 100 * float(np.concatenate(found).mean()) for name, found in right.items()}
 
 

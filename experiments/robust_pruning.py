@@ -179,7 +179,7 @@ def _run(options: RobustOptions, protocol: Protocol, row: Row, seed: int, done: 
     net, start = NETS[row.net], time.time()
     network = net.build(jax.random.key(seed), test[0].shape[-1], noise_over="batch" if options.as_released else "image")
     result = _fit(options, protocol, row, seed, network, training, test if options.as_released else validation)
-    shipped = ship(network, result.sparse_params, result.model_state, net.words, test[0][0])
+    shipped = ship(network, result.sparse_params, result.model_state, net.words, train.to_unit(jnp.asarray(test[0][0])))
     if done is None:
         key, found = jax.random.key(seed + 1000), published_attacks(protocol.eps)
         done = _identity(protocol, row, seed) | {
