@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from experiments import common
+from experiments import common, robust_pruning, robust_rows
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -217,6 +217,44 @@ def attacks(results: Results) -> str:
     return markdown(("time of", "over the time of", "ratio"), rows) + provenance(results, how)
 
 
+ATTACKS = ("natural", "fgsm", "ifgsm20", "cw", "autoattack")
+
+
+def robust_reduced(results: Results) -> str:
+    """The small protocol's rows: accuracies of u under attack, sparsity and work."""
+    rows = [
+        (
+            f"{row['dataset']}, {row['name']}",
+            str(row["natural"]["n"]),
+            *(plus_minus(row[name], 1) if name in row else "" for name in ATTACKS),
+            *(plus_minus(row[name], 1) for name in ("zeros", "zero_channels", "work")),
+        )
+        for row in results["table"]
+    ]
+    planned = 3 * sum(map(len, robust_pruning.REDUCED_ROWS.values()))
+    missing = planned - len(results["rows"])
+    head = ("reduced", "seeds", "natural %", "FGSM", "IFGSM20", "C&W", "AutoAttack", "zeros %", "channels %", "work %")
+    left = f"{missing} of {planned} runs are missing" if missing else "all runs"
+    return markdown(head, rows) + provenance(results, f"mean ± standard deviation; {left}")
+
+
+def robust(results: Results) -> str:
+    """Tables 1 to 4 of arXiv 2003.00631: published, and ours of the rows that were run in full."""
+    ours = {row["name"]: row for row in results["table"]}
+    rows = []
+    for row in robust_rows.PUBLISHED:
+        kind = "zero_channels" if row.structured else "zeros"
+        found = ours.get(row.name)
+        cells = " / ".join(f"{value:.2f}" for value in row.published)
+        mine = " / ".join(plus_minus(found[name]) for name in (*ATTACKS[:4], kind)) if found else "not run"
+        rows.append((row.name, " ".join(map(str, row.tables)), cells, mine))
+    for kind, published in robust_rows.ADMM_ROWS.items():
+        rows.append((f"ResNet20, the authors' ADMM, {kind}", "4", " / ".join(f"{x:.2f}" for x in published), "not run"))
+    head = ("natural / FGSM / IFGSM20 / C&W / sparsity, %", "table", "published", "ours")
+    runs = f"{len(ours)} of {len(robust_rows.PUBLISHED)} rows in full"
+    return markdown(head, rows) + (provenance(results, runs) if ours else f"\n{runs}.\n")
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -231,6 +269,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "no_overlap": no_overlap,
     "bench_no_overlap": no_overlap_rate,
     "bench_attacks": attacks,
+    "robust_pruning-reduced": robust_reduced,
+    "robust_pruning": robust,
 }
 
 
@@ -282,6 +322,8 @@ def rendered(text: str, folder: pathlib.Path = common.RESULTS) -> str:
         start, name, end = match.groups()
         if name not in TABLES:
             raise SystemExit(f"unknown table {name!r}; known: {', '.join(TABLES)}")
+        if name == "robust_pruning" and not (folder / f"{name}.json").exists():
+            return start + TABLES[name]({"table": ()}) + end  # what was published stands by itself
         if not (folder / f"{name}.json").exists():
             return f"{start}(no results yet: `{name}.json`)\n{end}"
         return start + TABLES[name](common.load(name, folder)) + end

@@ -70,7 +70,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``rvsm_jax.attacks``, ``.data``, ``.models`` and ``.train``, imported when first used."""
-    if name in ("attacks", "data", "models", "train"):
+    """``rvsm_jax.adversarial``, ``.attacks``, ``.data``, ``.models`` and ``.train``, imported when first used."""
+    if name in ("adversarial", "attacks", "data", "models", "train"):
         return importlib.import_module(f"rvsm_jax.{name}")
     raise AttributeError(f"module 'rvsm_jax' has no attribute {name!r}")

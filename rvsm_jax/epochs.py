@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvsm_jax.step import Forward, PyTree, TrainState, cast, cross_entropy, matrices, norm, to_unit
+from rvsm_jax.step import Forward, Perturb, PyTree, TrainState, cast, cross_entropy, matrices, norm, to_unit
 
 Sparse = Callable[[PyTree, jax.Array], PyTree]  # (w, number of steps made) -> u
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -181,6 +181,7 @@ def evaluate(
     *,
     preprocess: Callable[[jax.Array], jax.Array] = to_unit,
     compute_dtype: jax.typing.DTypeLike | None = None,
+    perturb: Perturb | None = None,
     batch_size: int = 1000,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,
@@ -195,6 +196,7 @@ def evaluate(
       labels: int32 ``[N]``.
       preprocess: ``images -> floats``; default: to [0, 1].
       compute_dtype: of weights and images in ``forward``.
+      perturb: an adversary, as in `make_step`; it is compiled once for each such function.
       batch_size: at most so many examples at once; the last batch is padded and the padding not counted.
       key: random key, for models that need one when they are evaluated; default: ``jax.random.key(0)``.
       mesh: where the arrays live; default: `data_mesh`.
@@ -219,8 +221,8 @@ def evaluate(
     )
     totals = [
         _evaluate_batch(
-            params, model_state, images, labels, key, np.int32(start),
-            forward=forward, preprocess=preprocess, compute_dtype=compute_dtype, batch=batch, mesh=mesh,
+            params, model_state, images, labels, key, np.int32(start), forward=forward, preprocess=preprocess,
+            compute_dtype=compute_dtype, perturb=perturb, batch=batch, mesh=mesh,
         )
         for start in range(0, len(labels), batch)
     ]  # fmt: skip
@@ -234,16 +236,27 @@ class Measure:
 
     The record has ``w_loss``, ``w_accuracy``, ``u_loss``, ``u_accuracy``, if there is ``validation``, ``zeros``, the
     share of exact zeros in the matrices of u, and ``distance``, Euclidean |w - u|. Without ``sparse``, u is left out.
+    With ``attack`` it has ``u_robust_loss`` and ``u_robust_accuracy``, or those of w if there is no u.
 
     Args:
       forward: as in `make_step`.
       sparse: ``(w, step) -> u``; step is the number of steps made.
       validation: images and labels.
       mesh: where the arrays live.
+      attack: an adversary, as ``perturb`` of `evaluate`.
       **options: of `evaluate`.
     """
 
-    def __init__(self, forward: Forward, sparse: Sparse | None, validation: Any, mesh: Mesh, **options: Any):
+    def __init__(
+        self,
+        forward: Forward,
+        sparse: Sparse | None,
+        validation: Any,
+        mesh: Mesh,
+        attack: Perturb | None = None,
+        **options: Any,
+    ):
+        self._attack = attack
         self.sparse: Sparse = (lambda w, step: w) if sparse is None else jax.jit(sparse)
         self._letters = "w" if sparse is None else "wu"
         self._data = None if validation is None else replicate(validation, mesh)
@@ -256,6 +269,9 @@ class Measure:
             if self._data is not None:
                 found = self._evaluate(weights, state.model_state, *self._data)
                 record |= {f"{letter}_{name}": value for name, value in found.items()}
+        if self._attack is not None and self._data is not None:
+            found = self._evaluate(u, state.model_state, *self._data, perturb=self._attack)
+            record |= {f"{self._letters[-1]}_robust_{name}": value for name, value in found.items()}
         if "u" in self._letters:
             record |= {name: float(value) for name, value in jax.device_get(_gap(state.params, u)).items()}
         return u, record
@@ -269,15 +285,23 @@ def _gap(w: PyTree, u: PyTree) -> dict[str, jax.Array]:
     return {"zeros": zeros / max(1, sum(leaf.size for leaf in leaves)), "distance": distance}
 
 
-@functools.partial(jax.jit, static_argnames=("forward", "preprocess", "compute_dtype", "batch", "mesh"))
+@functools.partial(jax.jit, static_argnames=("forward", "preprocess", "compute_dtype", "perturb", "batch", "mesh"))
 def _evaluate_batch(
-    params, model_state, images, labels, key, start, *, forward, preprocess, compute_dtype, batch, mesh
+    params, model_state, images, labels, key, start, *, forward, preprocess, compute_dtype, perturb, batch, mesh
 ):  # fmt: skip
     """Over examples start, ..., start + batch - 1 that exist: loss, hits, least and greatest label; classes."""
     at = jax.lax.with_sharding_constraint(start + jnp.arange(batch, dtype=jnp.int32), NamedSharding(mesh, P("data")))
     x, y = (jnp.take(array, at, axis=0, mode="clip") for array in (images, labels))
-    x, y = cast(preprocess(x), compute_dtype), y.astype(jnp.int32)
-    logits, _ = forward(cast(params, compute_dtype), model_state, x, jax.random.fold_in(key, start), False)
+    x, y, params = preprocess(x), y.astype(jnp.int32), cast(params, compute_dtype)
+    key = jax.random.fold_in(key, start)
+
+    def logits_fn(x, key=key, train=False):
+        return forward(params, model_state, cast(x, compute_dtype), key, train)[0]
+
+    if perturb is not None:
+        key, attack_key, model_key = (jax.random.fold_in(key, i) for i in range(3))
+        x = perturb(lambda x, key=model_key, train=False: logits_fn(x, key, train), x, y, attack_key)
+    logits = logits_fn(x, key)
     exists = at < len(labels)
     loss = jnp.where(exists, cross_entropy(logits, y), 0).sum()
     return loss, (exists & (logits.argmax(-1) == y)).sum(), y.min(), y.max(), logits.shape[-1]

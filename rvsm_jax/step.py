@@ -10,6 +10,7 @@ Shapes: a batch of B images ``[B, H, W, C]``, its labels int32 ``[B]``, logits `
 The parameters may be any tree of floating-point arrays: a dict, an ``nnx.State``, an Equinox module's arrays.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ import optax
 
 PyTree = Any
 Forward = Callable[[PyTree, PyTree, jax.Array, jax.Array, bool], tuple[jax.Array, PyTree]]
-Perturb = Callable[[Callable[[jax.Array], jax.Array], jax.Array, jax.Array, jax.Array], jax.Array]
+Perturb = Callable[..., jax.Array]  # logits_fn, images, labels, key and, if it names it, step
+Objective = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class TrainState(NamedTuple):
@@ -163,6 +165,7 @@ def make_gradient(
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
     perturb: Perturb | None = None,
+    objective: Objective | None = None,
     weight_decay: float = 0.0,
     decay_mask: Callable[[PyTree], PyTree] = matrices,
     label_smoothing: float = 0.0,
@@ -175,6 +178,7 @@ def make_gradient(
       augment: this and all that follow are the options of `make_step`, where they are described.
       preprocess: likewise.
       perturb: likewise.
+      objective: likewise.
       weight_decay: likewise.
       decay_mask: likewise.
       label_smoothing: likewise.
@@ -184,7 +188,8 @@ def make_gradient(
       ``gradient(state, images, labels) -> (g, new model_state, metrics)``; g is like w, the metrics as in `make_step`.
 
     Raises:
-      ValueError: if ``weight_decay`` is negative or ``label_smoothing`` not in [0, 1).
+      ValueError: if ``weight_decay`` is negative, ``label_smoothing`` not in [0, 1), or given with an ``objective``, or
+        that without ``perturb``.
 
     >>> forward = lambda w, state, images, key, train: (images @ w, state)
     >>> state = init_state(jnp.zeros((2, 2)), {}, optax.sgd(1.0), jax.random.key(0))
@@ -196,6 +201,13 @@ def make_gradient(
         raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    if objective is not None and (perturb is None or label_smoothing):
+        seen = f"perturb={perturb}, label_smoothing={label_smoothing}"
+        raise ValueError(
+            f"objective weighs images against perturbed ones: it wants perturb, and no smoothing; got {seen}"
+        )
+
+    scheduled = perturb is not None and "step" in inspect.signature(perturb).parameters
 
     def apply(params, model_state, images, key, train):
         logits, new = forward(cast(params, compute_dtype), model_state, cast(images, compute_dtype), key, train)
@@ -205,17 +217,24 @@ def make_gradient(
         augmenting, perturbing, running = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
         images, labels = images if augment is None else augment(augmenting, images), labels.astype(jnp.int32)
         images = (preprocess or to_unit)(images)
+        clean = images
         if perturb is not None:
             attack_key, model_key = jax.random.split(perturbing)
-            images = jax.lax.stop_gradient(
-                perturb(
-                    lambda x: apply(state.params, state.model_state, x, model_key, False)[0], images, labels, attack_key
-                )
-            )
+
+            def logits_fn(x, key=model_key, train=False):
+                return apply(state.params, state.model_state, x, key, train)[0]
+
+            at = {"step": state.step} if scheduled else {}
+            images = jax.lax.stop_gradient(perturb(logits_fn, images, labels, attack_key, **at))
 
         def loss(params):
-            logits, model_state = apply(params, state.model_state, images, running, True)
-            return cross_entropy(logits, labels, label_smoothing).mean(), (logits, model_state)
+            if objective is None:
+                logits, model_state = apply(params, state.model_state, images, running, True)
+                return cross_entropy(logits, labels, label_smoothing).mean(), (logits, model_state)
+            first, second = jax.random.split(running)
+            natural, model_state = apply(params, state.model_state, clean, first, True)
+            logits, model_state = apply(params, model_state, images, second, True)
+            return objective(natural, logits, labels).mean(), (logits, model_state)
 
         (value, (logits, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         if weight_decay:
@@ -239,9 +258,14 @@ def make_step(
       **options: all optional.
         augment: ``(key, images) -> images`` as they come, uint8 say; in training only.
         preprocess: ``images -> floats``, what ``forward`` takes; default: to [0, 1].
-        perturb: ``(images -> logits, images, labels, key) -> images``, an adversary inside the step. It sees what
-          ``preprocess`` returns, and a model in evaluation mode with one draw of its noise. For attacks in units of
-          pixels, keep the default ``preprocess`` and normalise in ``forward``.
+        perturb: ``(logits_fn, images, labels, key) -> images``, an adversary inside the step. It sees what
+          ``preprocess`` returns. ``logits_fn(images)`` is the model in evaluation mode, with one draw of its noise;
+          ``logits_fn(images, key, train)`` with another draw, and in training mode. If it has an argument of the name
+          ``step`` it is told the number of steps made. For attacks in units of pixels, keep the default
+          ``preprocess`` and normalise in ``forward``.
+        objective: ``(logits, logits of the perturbed images, labels) -> losses [B]``, where natural and perturbed
+          images both count; default: the cross-entropy of the perturbed ones. Each kind passes through the model in
+          training mode by itself, natural images first.
         weight_decay: coupled L2, ``weight_decay w`` added to the gradient ahead of ``tx``; decoupled decay is a link
           of ``tx`` instead, such as ``optax.add_decayed_weights`` behind the optimiser.
         decay_mask: ``params -> tree of bools``, where the decay acts; default: `matrices`, arrays of rank 2 or more.
@@ -254,7 +278,7 @@ def make_step(
       batch as it was trained on, and ``gradient_norm``.
 
     Raises:
-      ValueError: if ``weight_decay`` is negative or ``label_smoothing`` not in [0, 1).
+      ValueError: as `make_gradient`.
 
     >>> forward = lambda w, state, images, key, train: (images.reshape(len(images), -1) @ w["kernel"], state)
     >>> state = init_state({"kernel": jnp.zeros((4, 2))}, {}, optax.sgd(1.0), jax.random.key(0))

@@ -92,6 +92,7 @@ def fit(
     sparse: Sparse | None = None,
     replace_weights: bool = False,
     select: Literal["last", "best"] = "last",
+    attack: Perturb | None = None,
     metrics_path: str | os.PathLike[str] | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
@@ -115,7 +116,9 @@ def fit(
       key: random key: order of the data, augmentation, noise.
       sparse: ``(w, step) -> u``, jitted here; step is the number of steps made, for strengths that are scheduled.
       replace_weights: put w := u at the end of each epoch, as the published runs did; sound is False.
-      select: return the weights of the last epoch or of the best by validation accuracy, of u if there is one.
+      select: return the weights of the last epoch or of the best by validation accuracy, of u if there is one; by
+        accuracy under ``attack`` if there is that.
+      attack: an adversary, see ``perturb`` in `make_step`, that u meets on the validation data at each epoch's end.
       metrics_path: file of JSON lines, one an epoch. A resumed run rewrites it up to where it resumes.
       checkpoint_dir: where to save at each epoch's end, and to resume from if there is something.
       checkpoint_every: save also whenever so many steps are made.
@@ -129,7 +132,8 @@ def fit(
       The weights and the history. A record holds ``epoch`` (from 1), ``step``, means over the epoch ``train_loss``,
       ``train_accuracy`` and ``gradient_norm``; with ``validation`` also ``w_loss`` and ``w_accuracy``, and with
       ``sparse`` ``u_loss``, ``u_accuracy``, ``zeros`` (share of exact zeros in u's matrices, arrays of rank 2 or more),
-      ``distance`` (Euclidean |w - u|, before any replacement); and ``seconds``.
+      ``distance`` (Euclidean |w - u|, before any replacement); with ``attack`` also ``u_robust_loss`` and
+      ``u_robust_accuracy``, or those of w if there is no u; and ``seconds``.
 
     Raises:
       TypeError: if labels, or arguments that count, are not integers, or weights not floating-point.
@@ -146,7 +150,7 @@ def fit(
     """
     counts = {"epochs": epochs, "batch_size": batch_size, "keep": keep}
     counts |= {} if checkpoint_every is None else {"checkpoint_every": checkpoint_every}
-    steps = _check_run(counts, train, validation, select, replace_weights, sparse)
+    steps = _check_run(counts, train, validation, select, replace_weights, sparse, attack)
     mesh, (step_key, order_key) = data_mesh(devices, batch_size), jax.random.split(key)
     state = replicate(init_state(params, model_state, tx, step_key), mesh)
     _check_model(forward, sparse, params, model_state, train, validation, options.get("preprocess"))
@@ -160,7 +164,7 @@ def fit(
             raise ValueError(f"epochs = {epochs}, but {checkpoint_dir} is at step {run.state.step}, {steps} an epoch")
     advance = _make_chunk(forward, tx, replicate(train, mesh), order_key, batch_size, checkpoint_every, mesh, options)
     shared = {name: options[name] for name in ("preprocess", "compute_dtype") if options.get(name) is not None}
-    measure, started = Measure(forward, sparse, validation, mesh, **shared), time.perf_counter()
+    measure, started = Measure(forward, sparse, validation, mesh, attack, **shared), time.perf_counter()
     with Recorder(metrics_path, run.records, epochs, progress) as recorder:
         while int(run.state.step) < epochs * steps:
             run = advance(run)
@@ -224,7 +228,8 @@ def _end_epoch(run: _Run, measure: Measure, replace_weights: bool, seconds: floa
     u, found = measure(state)
     if replace_weights:
         state = state._replace(params=_copy(u))
-    score = found.get("u_accuracy", found.get("w_accuracy", 0.0))
+    ranked = ("u_robust_accuracy", "w_robust_accuracy", "u_accuracy", "w_accuracy")
+    score = next((found[name] for name in ranked if name in found), 0.0)
     if best is not None and score > float(best.score):
         best = _best(state, score)
     means = {name: float(np.mean(values)) for name, values in run.part.items()}
@@ -262,7 +267,7 @@ def _fingerprint(train, key, batch_size, select, replace_weights, options, confi
     }
 
 
-def _check_run(counts, train, validation, select, replace_weights, sparse) -> int:
+def _check_run(counts, train, validation, select, replace_weights, sparse, attack) -> int:
     """The number of steps an epoch, if the arguments fit together."""
     for name, value in counts.items():
         check_count(name, value)
@@ -275,8 +280,9 @@ def _check_run(counts, train, validation, select, replace_weights, sparse) -> in
         raise ValueError("replace_weights=True puts w := sparse(w) and wants a function sparse, got sparse=None")
     if select not in ("last", "best"):
         raise ValueError(f"select must be 'last' or 'best', got {select!r}")
-    if select == "best" and validation is None:
-        raise ValueError("select='best' needs validation data to select on")
+    for name, given in (("select='best'", select == "best"), ("attack", attack is not None)):
+        if given and validation is None:
+            raise ValueError(f"{name} needs validation data")
     return size // batch_size
 
 

@@ -70,7 +70,7 @@ def test_resnet_parameter_counts(make, count):
     assert sum(x.size for x in jax.tree.leaves(shapes_of(make).params)) == count
 
 
-@pytest.mark.parametrize("depth", [20, 32, 38, 44, 56])
+@pytest.mark.parametrize("depth", [8, 20, 32, 38, 44, 56])
 def test_every_preact_depth_has_its_number_of_convolutions(depth):
     params = shapes_of(functools.partial(models.preact_resnet, depth=depth)).params
     kernels = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
@@ -78,7 +78,7 @@ def test_every_preact_depth_has_its_number_of_convolutions(depth):
 
 
 def test_wrong_arguments_name_what_is_allowed():
-    with pytest.raises(ValueError, match=r"20, 32, 38, 44, 56, got 18"):
+    with pytest.raises(ValueError, match=r"one of 8, 20, 32, 38, 44, 56, got 18"):
         models.preact_resnet(jax.random.key(0), depth=18)
     with pytest.raises(ValueError, match=r"positive.*got 0"):
         models.resnet18(jax.random.key(0), width=0)

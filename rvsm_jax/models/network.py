@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 Tree = dict[str, Any]
-Forward = Callable[[Tree, Tree, jax.Array, jax.Array | None, bool], tuple[jax.Array, Tree]]
+Forward = Callable[[Tree, Tree, Any, jax.Array | None, bool], tuple[jax.Array, Tree]]
 
 
 class Network(NamedTuple):
@@ -43,7 +43,8 @@ def functional(module: nnx.Module) -> Network:
     ``module.eval()`` do. Each random stream of the module (dropout, noise) is seeded anew from ``key`` in every call.
 
     Args:
-      module: any NNX module that maps a batch of images to logits.
+      module: any NNX module that maps a batch of images to logits. If ``forward`` is given a tuple in the place of the
+        images, they are the module's arguments.
 
     Returns:
       The network; its arrays are the module's own, not copies.
@@ -60,15 +61,13 @@ def functional(module: nnx.Module) -> Network:
     graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
     initial, streams, initial_state = map(nnx.to_pure_dict, states)
 
-    def forward(
-        params: Tree, state: Tree, images: jax.Array, key: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, Tree]:
+    def forward(params: Tree, state: Tree, images: Any, key: jax.Array | None, train: bool) -> tuple[jax.Array, Tree]:
         if train and streams and key is None:
             raise ValueError(f"key is None, but in training this network draws from the streams {sorted(streams)}")
         seeded = streams if key is None else _reseed(streams, key)
         merged = nnx.merge(graphdef, params, seeded, state)
         merged.train() if train else merged.eval()
-        logits = merged(images)
+        logits = merged(*images) if isinstance(images, tuple) else merged(images)
         _, *states = nnx.split(merged, nnx.Param, nnx.RngState, ...)
         return logits, nnx.to_pure_dict(states[-1])
 

@@ -1,4 +1,4 @@
-"""Residual networks for small images: ResNet-18 in its CIFAR form, and pre-activation ResNet-20 to ResNet-56.
+"""Residual networks for small images: ResNet-18 in its CIFAR form, and pre-activation ResNet-8 to ResNet-56.
 
 Residual branches are two 3x3 convolutions without bias; a stage after the first halves height and width and doubles
 the channels; the head is a global average, then a dense layer. Convolutions start as He-normal draws (fan-out).
@@ -19,12 +19,13 @@ from jax.nn.initializers import variance_scaling
 
 from rvsm_jax.models.convolution import conv_general_dilated
 from rvsm_jax.models.network import Network, functional
+from rvsm_jax.models.noise import Noise
 from rvsm_jax.models.normalisation import BatchNorm
 
 Convolve = Callable[..., jax.Array]
 Convolution = Callable[[int, int, int, int], nnx.Conv]
 
-PREACT_DEPTHS = (20, 32, 38, 44, 56)
+PREACT_DEPTHS = (8, 20, 32, 38, 44, 56)
 
 he_normal = variance_scaling(2.0, "fan_out", "normal")
 head_uniform = variance_scaling(1 / 3, "fan_in", "uniform")  # U(-r, r) with r = 1 / sqrt(fan_in)
@@ -79,7 +80,7 @@ def preact_resnet(
 
     Args:
       key: a random key for the initial weights.
-      depth: 20, 32, 38, 44 or 56.
+      depth: 8, 20, 32, 38, 44 or 56.
       num_classes: number of logits.
       width: channels of the first stage; the others have 2 and 4 times as many.
       channels: C of the images.
@@ -95,10 +96,27 @@ def preact_resnet(
     >>> sum(leaf.size for leaf in jax.tree.leaves(network.params))
     272282
     """
+    return _build(PreactBlock, preact_blocks(depth), num_classes, width, channels, conv_general_dilated, key)
+
+
+def preact_blocks(depth: int) -> tuple[int, int, int]:
+    """(n, n, n) with n = (depth - 2) / 6, the blocks of each stage of a `preact_resnet`.
+
+    Args:
+      depth: 8, 20, 32, 38, 44 or 56.
+
+    Returns:
+      The numbers of blocks.
+
+    Raises:
+      ValueError: for any other depth.
+
+    >>> preact_blocks(20)
+    (3, 3, 3)
+    """
     if depth not in PREACT_DEPTHS:
         raise ValueError(f"depth must be one of {', '.join(map(str, PREACT_DEPTHS))}, got {depth}")
-    blocks = ((depth - 2) // 6,) * 3
-    return _build(PreactBlock, blocks, num_classes, width, channels, conv_general_dilated, key)
+    return ((depth - 2) // 6,) * 3
 
 
 class BasicBlock(nnx.Module):
@@ -156,6 +174,7 @@ class ResNet(nnx.Module):
       channels: C of the images.
       convolution: makes a convolution from (inputs, outputs, size, stride).
       rngs: random keys for the weights of the head.
+      noise: what every block's output passes through, if the network is called with random words.
     """
 
     def __init__(
@@ -167,7 +186,9 @@ class ResNet(nnx.Module):
         channels: int,
         convolution: Convolution,
         rngs: nnx.Rngs,
+        noise: Noise | None = None,
     ):
+        self.noise = noise
         self.preactivated = block.preactivated
         self.conv1 = convolution(channels, width, 3, 1)
         self.names: list[str] = []
@@ -183,12 +204,13 @@ class ResNet(nnx.Module):
         self.bn1 = BatchNorm(inputs if block.preactivated else width)
         self.dense = nnx.Linear(inputs, num_classes, kernel_init=head_uniform, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Images (B, H, W, C) to logits (B, classes)."""
+    def __call__(self, images: jax.Array, words: jax.Array | None = None) -> jax.Array:
+        """Images (B, H, W, C), and words uint32 [blocks, 2] for noise, to logits (B, classes)."""
         x = self.conv1(images)
         x = x if self.preactivated else nnx.relu(self.bn1(x))
-        for name in self.names:
+        for i, name in enumerate(self.names):
             x = getattr(self, name)(x)
+            x = x if self.noise is None or words is None else self.noise(x, words[i])
         x = nnx.relu(self.bn1(x)) if self.preactivated else x
         return self.dense(x.mean((1, 2)))
 
@@ -202,10 +224,44 @@ def _build(
     convolve: Convolve,
     key: jax.Array,
 ) -> Network:
-    """The network of `ResNet`, its convolutions without bias and zero-padded by (size - 1) / 2 on each side."""
+    """The network of `ResNet`, see `build`."""
+    return functional(build(block, blocks, num_classes, width, channels, convolve, nnx.Rngs(key)))
+
+
+def build(
+    block: type[BasicBlock] | type[PreactBlock],
+    blocks: Sequence[int],
+    num_classes: int,
+    width: int,
+    channels: int,
+    convolve: Convolve,
+    rngs: nnx.Rngs,
+    noise: Noise | None = None,
+) -> ResNet:
+    """A `ResNet` whose convolutions have no bias and are zero-padded by (size - 1) / 2 on each side.
+
+    Args:
+      block: as for `ResNet`, like all but two of the others.
+      blocks: number of blocks of each stage.
+      num_classes: number of logits.
+      width: channels of the first stage.
+      channels: C of the images.
+      convolve: the convolution; ``jax.lax.conv_general_dilated`` for XLA's own.
+      rngs: random keys for the weights.
+      noise: what every block's output passes through.
+
+    Returns:
+      The module.
+
+    Raises:
+      ValueError: if width is not positive.
+
+    >>> module = build(PreactBlock, (1, 1, 1), 10, 8, 3, jax.lax.conv_general_dilated, nnx.Rngs(0))
+    >>> module(jax.numpy.ones((2, 32, 32, 3))).shape
+    (2, 10)
+    """
     if width < 1:
         raise ValueError(f"width must be a positive number of channels, got {width}")
-    rngs = nnx.Rngs(key)
 
     def convolution(inputs: int, outputs: int, size: int, stride: int) -> nnx.Conv:
         return nnx.Conv(
@@ -220,4 +276,4 @@ def _build(
             rngs=rngs,
         )
 
-    return functional(ResNet(block, blocks, num_classes, width, channels, convolution, rngs))
+    return ResNet(block, blocks, num_classes, width, channels, convolution, rngs, noise)
