@@ -11,7 +11,8 @@ of a polynomial is polished by one Newton step on the stationarity condition z -
 rounding of the closed form and makes the first derivative of the map exact. A NaN magnitude stays NaN.
 
 Shapes: m is any array of non-negative floats; t is a scalar, or an array of m's shape. Half-precision magnitudes are
-mapped in float32 and returned in their own dtype.
+mapped in float32 and returned in their own dtype. Penalties that are constraints, such as ``top_k`` and ``levels``, are
+in constraints.py.
 """
 
 import functools
@@ -20,11 +21,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rvsm_jax.precision import at_least_float32
 from rvsm_jax.roots import cosine_of_two_thirds, newton, power, scaled
-from rvsm_jax.sharded import placed_like, whole
 
 Value = Callable[[jax.Array], jax.Array]
 Prox = Callable[[jax.Array, jax.Array | float], jax.Array]
@@ -67,7 +66,7 @@ def l0() -> Penalty:
       >>> print(l0().prox(jnp.array([0.1, 0.9, 1.1]), 0.5))
       [0.  0.  1.1]
     """
-    return _penalty(
+    return in_wide(
         value=lambda m: jnp.count_nonzero(m).astype(m.dtype),
         prox=lambda m, t: _keep_above(jnp.sqrt(2 * t), m, m),
     )
@@ -89,7 +88,7 @@ def l1() -> Penalty:
       >>> print(l1().prox(jnp.array([0.25, 1.0]), 0.5))
       [0.  0.5]
     """
-    return _penalty(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
+    return in_wide(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
 
 
 @functools.cache
@@ -130,7 +129,7 @@ def transformed_l1(a: float = 1.0) -> Penalty:
         z = newton(z, m, t, lambda z: slope / (a + z) ** 2, lambda z: -2 * slope / (a + z) ** 3)
         return _keep_above(threshold, m, z)
 
-    return _penalty(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
+    return in_wide(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
 
 
 @functools.cache
@@ -178,7 +177,7 @@ def scad(scale: float, a: float = 3.7) -> Penalty:
         jump = jnp.where(t >= total, jnp.sqrt(t * total), (t + total) / 2)
         return jnp.where(convex, smooth, jnp.where(m <= jump, soft, m))
 
-    return _penalty(value, prox)
+    return in_wide(value, prox)
 
 
 @functools.cache
@@ -217,7 +216,7 @@ def mcp(gamma: float) -> Penalty:
         z = jnp.where(convex & (m <= gamma), rising, m)
         return _keep_above(jnp.where(convex, t, jnp.sqrt(t * gamma)), m, z)
 
-    return _penalty(value, prox)
+    return in_wide(value, prox)
 
 
 @functools.cache
@@ -245,7 +244,7 @@ def half_norm() -> Penalty:
     def prox(m, t):
         return scaled(m <= 1.5 * jnp.cbrt(t) ** 2, m, lambda m: t / m / jnp.sqrt(m), root)
 
-    return _penalty(value=lambda m: jnp.sum(power(m, 1 / 2)), prox=prox)
+    return in_wide(value=lambda m: jnp.sum(power(m, 1 / 2)), prox=prox)
 
 
 @functools.cache
@@ -277,57 +276,25 @@ def two_thirds_norm() -> Penalty:
     def prox(m, t):
         return scaled(m <= 2 * (2 * t / 3) ** 0.75, m, lambda m: t / m / jnp.cbrt(m), root)
 
-    return _penalty(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
+    return in_wide(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
 
 
-@functools.cache
-def top_k(keep: int | float) -> Penalty:
-    """value(m) = 0 if at most k magnitudes are non-zero, else infinity;  prox keeps the k largest, whatever t.
-
-    Exactly k are kept: of equal magnitudes the first ones. Under ``proximal_operator(..., joint=True)`` all leaves are
-    ranked together.
+def in_wide(value: Value, prox: Prox) -> Penalty:
+    """Penalty(value, prox), both maps run in float32 or wider, the strength in the magnitudes' dtype.
 
     Args:
-      keep: how many magnitudes to keep (an int >= 0), or which fraction of them (a float in [0, 1]).
+      value: as in ``Penalty``.
+      prox: as in ``Penalty``.
 
     Returns:
-      The penalty.
-
-    Raises:
-      ValueError: if keep is a negative int or a float outside [0, 1].
+      The penalty; its map gives magnitudes in the dtype they came in.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from rvsm_jax import top_k
-      >>> print(top_k(2).prox(jnp.array([3.0, 1.0, 2.0, 2.0]), 1.0))
-      [3. 0. 2. 0.]
+      >>> from rvsm_jax.penalties import in_wide
+      >>> in_wide(jnp.sum, lambda m, t: m - t).prox(jnp.ones(2, jnp.bfloat16), 0.5).dtype
+      dtype(bfloat16)
     """
-    counted, share = isinstance(keep, int | np.integer), isinstance(keep, float | np.floating)
-    if isinstance(keep, bool) or not (counted or share) or not (keep >= 0 and (counted or keep <= 1)):
-        raise ValueError(f"keep must be an int >= 0 or a float in [0, 1], got {keep!r}")
-
-    def count(m):
-        return min(int(keep), m.size) if counted else round(keep * m.size)
-
-    def value(m):
-        return jnp.where(jnp.count_nonzero(m) <= count(m), 0, jnp.inf).astype(m.dtype)
-
-    def prox(m, t):
-        del t
-        k, flat = count(m), whole(m).ravel()
-        if k == 0:
-            return jnp.zeros_like(m)
-        kth = jnp.sort(flat)[-k]
-        above, equal = flat > kth, flat == kth
-        first = equal & (jnp.cumsum(equal) <= k - jnp.count_nonzero(above))
-        kept = above | first | jnp.isnan(flat)
-        return placed_like(jnp.where(kept, flat, 0).reshape(m.shape), m)
-
-    return _penalty(value, prox)
-
-
-def _penalty(value: Value, prox: Prox) -> Penalty:
-    """Runs both maps in float32 or wider, the strength in the magnitudes' dtype."""
 
     def wide_value(m):
         m = jnp.asarray(m)

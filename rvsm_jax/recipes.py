@@ -4,17 +4,16 @@ A recipe returns a ``Method``: the transformation to train with and the map from
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import optax
 
 from rvsm_jax.groups import Groups, channels, weights
 from rvsm_jax.penalties import Penalty, l1
-from rvsm_jax.proximal import Where, convolutions, kernels, proximal_operator
+from rvsm_jax.proximal import Prox, Where, convolutions, kernels, proximal_operator
 from rvsm_jax.splitting import (
     Number,
-    Prox,
     Strength,
     as_schedule,
     group_penalty,
@@ -71,8 +70,7 @@ def rvsm(
       >>> import optax, rvsm_jax
       >>> method = rvsm_jax.rvsm(optax.sgd(0.1, momentum=0.9), rvsm_jax.l0(), lam=1e-6, beta=1e-2)
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax transformation such as optax.sgd(0.1), got {optimizer!r}")
+    require_optimizer(optimizer)
     prox = proximal_operator(penalty, groups, where)
     link = relaxed_splitting(prox, lam, beta, learning_rate=learning_rate)
     tx = optax.chain(link, optimizer) if learning_rate is None else optax.chain(optimizer, link)
@@ -157,6 +155,26 @@ def prox_sgd(
     eta, weight = as_schedule("learning_rate", learning_rate), as_schedule("lam", lam)
     step = proximal_step(proximal_operator(penalty, groups, where), lambda step: eta(step) * weight(step))
     return Method(optax.chain(optax.sgd(learning_rate, momentum, nesterov), step), lambda params, step: params)
+
+
+def require_optimizer(value: Any) -> None:
+    """Refuses what is not an optax transformation.
+
+    Args:
+      value: the optimiser.
+
+    Raises:
+      TypeError: if it is none.
+
+    Example:
+      >>> from rvsm_jax.recipes import require_optimizer
+      >>> require_optimizer(0.1)
+      Traceback (most recent call last):
+        ...
+      TypeError: optimizer must be an optax transformation such as optax.sgd(0.1), got 0.1
+    """
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax transformation such as optax.sgd(0.1), got {value!r}")
 
 
 def _sparse_copy(prox: Prox, lam: Strength, beta: Strength):
