@@ -121,7 +121,7 @@ def ternary(threshold: float | None = None) -> Penalty:
 def levels(n: int, *, zero: bool = True, fit: Literal["exact", "scan", "refit"] = "exact") -> Penalty:
     """S = {s q: q in {0, ..., n}^d}: every weight is a multiple of s up to n s;  prox rounds, at the best s.
 
-    The best s is found from <m, q>^2 / <q, q>, which is swept over all breakpoints m_i / (j + 1/2), sorted: d n of them.
+    The best s maximises <m, q>^2 / <q, q>, which is swept over all d n breakpoints m_i / (j + 1/2), sorted.
 
     Args:
       n: the number of positive levels; 2 n + 1 values in all with zero, 2 n without.

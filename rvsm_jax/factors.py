@@ -5,8 +5,8 @@
     tx = optax.chain(penalty_gradient(orthogonality, 1.0), penalty_gradient(hoyer, 0.1), optimizer)
     small = compact(truncate(params, energy=1e-4))          # fewer singular values: two thin layers each
 
-A dense kernel is (input, rank), (rank, output). A convolution is split by channels into a convolution of its size with
-``rank`` filters and a 1x1 one, or spatially into a column of pixels and a row: (h, 1, input, rank), (1, w, rank, output).
+A dense kernel is (input, rank), (rank, output). A convolution is split by channels into one of its size with ``rank``
+filters and a 1x1 one, or spatially into a column of pixels and a row: (h, 1, input, rank), (1, w, rank, output).
 """
 
 from collections.abc import Callable
@@ -155,15 +155,15 @@ def apply(factors: Factors, x: jax.Array, *, strides: tuple[int, int] = (1, 1), 
     Example:
       >>> import jax.numpy as jnp
       >>> from rvsm_jax.factors import apply, decompose
-      >>> apply(decompose(jnp.ones((3, 3, 2, 4)), spatial=True), jnp.ones((1, 5, 5, 2)), padding="VALID")[0, 0, 0]
+      >>> factors = decompose(jnp.ones((3, 3, 2, 4)), spatial=True)
+      >>> apply(factors, jnp.ones((1, 5, 5, 2)), padding="VALID")[0, 0, 0].round(3)
       Array([18., 18., 18., 18.], dtype=float32)
     """
     root = jnp.sqrt(_magnitudes(factors.s))
     first, second = factors.u * root, root[:, None] * factors.v
     if factors.u.ndim == 2:
         return x @ first @ second
-    spatial = factors.v.shape[1] > 1 or factors.u.shape[1] < factors.v.shape[1]
-    inner, outer = ((strides[0], 1), (1, strides[1])) if spatial else (strides, (1, 1))
+    inner, outer = ((strides[0], 1), (1, strides[1])) if factors.v.shape[1] > 1 else (strides, (1, 1))
     y = lax.conv_general_dilated(x, first, inner, padding, dimension_numbers=DIMENSIONS)
     return lax.conv_general_dilated(y, second, outer, padding, dimension_numbers=DIMENSIONS)
 

@@ -95,7 +95,7 @@ def admm_splitting(prox: Prox, rho: Strength, *, every: int = 1, lam: Strength =
       >>> for _ in range(100):
       ...     updates, state = tx.update({"kernel": w["kernel"] - target}, state, w)
       ...     w = optax.apply_updates(w, updates)
-      >>> print(prox(w, 1.0)["kernel"])
+      >>> print(prox(w, 1.0)["kernel"].round(3))
       [[2. 0.]]
     """
     require_function("prox", prox)
@@ -320,19 +320,18 @@ def penalty_gradient(value: Callable[[chex.ArrayTree], jax.Array], strength: Str
     strength = as_schedule("strength", strength)
 
     def update(updates, state, params=None):
-        leaves, structure = jax.tree.flatten(require_params("penalty_gradient", params))
-        floats = [jnp.issubdtype(getattr(x, "dtype", None), jnp.floating) for x in leaves]
-
-        def of_floats(found):
-            rest = iter(found)
-            return value(structure.unflatten([next(rest) if f else x for f, x in zip(floats, leaves, strict=True)]))
-
-        found = iter(jax.grad(of_floats)([x for f, x in zip(floats, leaves, strict=True) if f]))
-        gradient, scale = structure.unflatten([next(found) if f else None for f in floats]), strength(state.step)
+        params = require_params("penalty_gradient", params)
+        floats = jax.tree.map(lambda x: x if _is_floating(x) else None, params)
+        whole = lambda floats: _where(floats, lambda w, x: x, params, floats)  # noqa: E731
+        gradient, scale = jax.grad(lambda floats: value(whole(floats)))(floats), strength(state.step)
         moved = each(lambda d, g: d if g is None else plus(d, scale, g), updates, gradient)
         return moved, StepState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(lambda params: StepState(_zero()), update)
+
+
+def _is_floating(x):
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _touched(new, old):

@@ -14,7 +14,6 @@ Under ``optax.inject_hyperparams`` name the operator as static: ``static_args=("
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -256,6 +255,7 @@ def _next(state):
 
 
 def is_none(x):
+    """Whether x is None: a leaf, in trees of updates."""
     return x is None
 
 
@@ -265,6 +265,7 @@ def each(f, updates, *trees):
 
 
 def widened(x):
+    """x in float32 if it is in half precision, else x itself."""
     half = getattr(x, "dtype", None) in HALF
     return x.astype(jnp.float32) if half else x
 
@@ -281,6 +282,7 @@ def plus(d, scale, x):
 
 
 def require_params(link, params):
+    """The params; ValueError, naming the link, if there are none."""
     if params is None:
         raise ValueError(f"{link} needs the parameters: call update(updates, state, params)")
     return params

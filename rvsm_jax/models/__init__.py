@@ -2,6 +2,6 @@
 
 from rvsm_jax.models.lenet import lenet5, lenet_300_100
 from rvsm_jax.models.network import Network, functional
-from rvsm_jax.models.resnet import preact_resnet, resnet18
+from rvsm_jax.models.resnet import between_shortcuts, preact_resnet, resnet18
 
-__all__ = ["Network", "functional", "lenet5", "lenet_300_100", "preact_resnet", "resnet18"]
+__all__ = ["Network", "between_shortcuts", "functional", "lenet5", "lenet_300_100", "preact_resnet", "resnet18"]
