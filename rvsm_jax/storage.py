@@ -3,10 +3,10 @@
     size = write("network.rvsm", params)       # size.file is the file's; size.weights counts the weights' bits alone
     params = read("network.rvsm")
 
-A leaf is stored as it is, or as the places and the values of what is not zero, whichever is smaller. Places are gaps of
-one byte, or a bit mask; values are indices into a codebook of the leaf's distinct values, or themselves. Each of these
-streams goes through the standard library's deflate or LZMA, whichever makes it smallest, and the leaf is read row by row
-or column by column. The file is self-contained, has a checksum, and no code in it.
+A leaf is stored as it is, or as the places and the values of what is not zero, whichever is smaller. Places are gaps
+of one byte, or a bit mask; values are indices into a codebook of the leaf's distinct values, or themselves. Each of
+these streams goes through the standard library's deflate or LZMA, whichever makes it smallest, and the leaf is read by
+rows or by columns. The file is self-contained, has a checksum, and no code in it.
 """
 
 import errno
@@ -263,7 +263,7 @@ def _values(bits: np.ndarray) -> tuple[int, Streams]:
 
 
 def _planes(bits: np.ndarray) -> bytes:
-    """The bytes of numbers, all first bytes, then all second ones: exponents of weights are alike, fractions are not."""
+    """The bytes of numbers, all first bytes, then all second ones: exponents are alike, fractions are not."""
     return bits.view(np.uint8).reshape(-1, bits.itemsize).T.tobytes()
 
 
