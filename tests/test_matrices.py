@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import rvsm_jax
-from tests.problems import soft
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 2, 3, 10))
 everything = lambda path, leaf: True  # noqa: E731
