@@ -359,7 +359,8 @@ def _nearest(w, q, share):
     rest = (q != 0).ravel()
     distance = jnp.where(rest, jnp.abs(w - q).ravel(), jnp.inf)
     rank = jnp.argsort(jnp.argsort(distance))
-    return (~rest | (rank < jnp.round(share * jnp.count_nonzero(rest)))).reshape(w.shape)
+    count = jnp.round(share * jnp.count_nonzero(rest).astype(jnp.float32)).astype(rank.dtype)
+    return (~rest | (rank < count)).reshape(w.shape)
 
 
 def _zero():
