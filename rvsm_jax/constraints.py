@@ -303,7 +303,7 @@ def _held(energy, kept_rows):
 
 
 def _crossed(kept_rows, kept_columns):
-    return (kept_rows != 0)[..., :, None] & (kept_columns != 0)[..., None, :]
+    return kept_rows.astype(bool)[..., :, None] & kept_columns.astype(bool)[..., None, :]
 
 
 def _largest(x, k):

@@ -160,7 +160,7 @@ def apply(factors: Factors, x: jax.Array, *, strides: tuple[int, int] = (1, 1), 
       Array([18., 18., 18., 18.], dtype=float32)
     """
     root = jnp.sqrt(_magnitudes(factors.s))
-    first, second = factors.u * root, root[:, None] * factors.v
+    first, second = _scaled(factors.u, root), _scaled(factors.v.mT, root).mT
     if factors.u.ndim == 2:
         return x @ first @ second
     inner, outer = ((strides[0], 1), (1, strides[1])) if factors.v.shape[1] > 1 else (strides, (1, 1))
@@ -278,7 +278,12 @@ def compact(params: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def _product(x: Factors) -> jax.Array:
-    return jnp.matmul(x.u * _magnitudes(x.s), x.v, precision="highest")
+    return jnp.matmul(_scaled(x.u, _magnitudes(x.s)), x.v, precision="highest")
+
+
+def _scaled(u, s):
+    """U diag(s)."""
+    return u * jnp.expand_dims(s, range(u.ndim - 1))
 
 
 def _magnitudes(s):

@@ -133,7 +133,7 @@ def _spectral(x, matrix: Callable[[jax.Array], jax.Array], kernel: Callable[[jax
     m = s + jnp.where(positive, ((u.mT @ (a - fixed)) * v).sum(-1), 0)  # d s_i = u_i . (d a) v_i
 
     def rebuild(z):
-        return placed_like(kernel((u * z.astype(s.dtype)) @ v).astype(x.dtype), x)
+        return placed_like(kernel((u * z.astype(s.dtype)[None, :]) @ v).astype(x.dtype), x)
 
     return m, rebuild
 
