@@ -294,7 +294,7 @@ def _alternated(energy, rows, columns):
             kept_rows = _largest(_held(flipped, kept_columns), rows)
             kept_columns = _largest(_held(energy, kept_rows), columns)
         found.append(_crossed(kept_rows, kept_columns))
-    first, second = ((energy * kept).sum((-1, -2), keepdims=True) for kept in found)
+    first, second = (jnp.where(kept, energy, 0).sum((-1, -2), keepdims=True) for kept in found)
     return jnp.where(first >= second, *found)
 
 
