@@ -104,7 +104,7 @@ def admm_splitting(prox: Prox, rho: Strength, *, every: int = 1, lam: Strength =
 
     def init(params):
         w = jax.tree.map(widened, params)
-        z = _touched(prox(w, threshold(lam(0), rho(0))), w)
+        z = _touched(prox(w, threshold(lam(_zero()), rho(_zero()))), w)
         return AdmmState(_zero(), _each_of(z, jnp.copy), _each_of(z, jnp.zeros_like))
 
     def update(updates, state, params=None):
@@ -117,7 +117,7 @@ def admm_splitting(prox: Prox, rho: Strength, *, every: int = 1, lam: Strength =
             return z, _each_of(y, lambda y, w, z: plus(y, pull, w - z), w, z)
 
         due = (state.step > 0) & (state.step % every == 0)
-        z, y = jax.lax.cond(due, renewed, lambda z, y: (z, y), state.z, state.y)
+        z, y = _when(due, renewed, state.z, state.y)
         found = each(
             lambda d, w, z, y: d if z is None else plus(d, 1, jnp.asarray(pull, w.dtype) * (w - z) + y),
             updates, w, z, y,
@@ -283,7 +283,7 @@ def reweighted_penalty(
     def update(updates, state, params=None):
         places, leaves, count = chosen(require_params("reweighted_penalty", params))
         due = (state.step > 0) & (state.step % every == 0)
-        weights = jax.lax.cond(due, lambda _: weighed(leaves), lambda old: old, state.weights)
+        (weights,) = _when(due, lambda old: (weighed(leaves),), state.weights)
         found: list[Any] = [None] * count
         for i, x, weight in zip(places, leaves, weights, strict=True):
             m, rebuild = groups(x)
@@ -328,6 +328,13 @@ def penalty_gradient(value: Callable[[chex.ArrayTree], jax.Array], strength: Str
         return moved, StepState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(lambda params: StepState(_zero()), update)
+
+
+def _when(due, f, *state):
+    """f(*state) if due, else the state; decided at once outside of ``jit``, where a cond is compiled in every call."""
+    if isinstance(due, jax.core.Tracer):
+        return jax.lax.cond(due, f, lambda *same: same, *state)
+    return f(*state) if due else state
 
 
 def _is_floating(x):
