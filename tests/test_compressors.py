@@ -129,7 +129,7 @@ def test_ssl_of_whole_layers_between_shortcuts():
     shapes = jax.eval_shape(lambda: rvsm_jax.models.preact_resnet(jax.random.key(0), width=2).params)
     chosen, paths, leaves = selected(shapes, rvsm_jax.models.between_shortcuts)
     assert len(chosen) == 18 and all(leaves[i].shape[:2] == (3, 3) and "block" in paths[i] for i in chosen)
-    method = rvsm_jax.ssl(sgd(), {rvsm_jax.layers: 0.2}, where=everything)
+    method = rvsm_jax.ssl(sgd(), {rvsm_jax.layers: 0.2}, where=everything, zero_below=0.0)
     w = train(method.tx, curved(jnp), WEIGHTS, STEPS)
     close(w, loop(lambda t, w: curved(np)(w) + 0.2 * w / np.sqrt((w**2).sum()), WEIGHTS))
 
