@@ -20,6 +20,7 @@ from rvsm_jax.compressors import (
     svd_training,
 )
 from rvsm_jax.constraints import binary, levels, submatrix, ternary, top_k
+from rvsm_jax.coupled import Coupled
 from rvsm_jax.groups import Groups, channels, filters, layers, over, shapes, weights
 from rvsm_jax.links import (
     admm_splitting,
@@ -29,6 +30,7 @@ from rvsm_jax.links import (
     reweighted_penalty,
 )
 from rvsm_jax.matrices import blocks, spatial_spectrum, spectrum
+from rvsm_jax.multiples import in_multiples
 from rvsm_jax.penalties import (
     Penalty,
     half_norm,
@@ -40,13 +42,14 @@ from rvsm_jax.penalties import (
     two_thirds_norm,
 )
 from rvsm_jax.proximal import ProximalOperator, convolutions, in_turn, kernels, proximal_operator
-from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm
+from rvsm_jax.recipes import Method, prox_sgd, rgsm, rvsm, sparse_group
 from rvsm_jax.report import Sparsity, sparsity
-from rvsm_jax.shrinking import ShrinkError, shrink
+from rvsm_jax.shrinking import ShrinkError, coupled_channels, shrink
 from rvsm_jax.splitting import fixed_support, group_penalty, proximal_step, relaxed_splitting
 
 __all__ = [
     "AdmmNN",
+    "Coupled",
     "Groups",
     "Method",
     "Penalty",
@@ -62,10 +65,12 @@ __all__ = [
     "blocks",
     "channels",
     "convolutions",
+    "coupled_channels",
     "filters",
     "fixed_support",
     "group_penalty",
     "half_norm",
+    "in_multiples",
     "in_turn",
     "kernels",
     "l0",
@@ -88,6 +93,7 @@ __all__ = [
     "scad",
     "shapes",
     "shrink",
+    "sparse_group",
     "sparsity",
     "spatial_spectrum",
     "spectrum",

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvsm_jax.penalties import Penalty, in_wide
+from rvsm_jax.penalties import Penalty, widened
 from rvsm_jax.sharded import placed_like, whole
 
 CANDIDATES = 201  # intervals tried by "scan", from 0.9 to 1.1 of the largest magnitude's
@@ -24,8 +24,8 @@ EXHAUSTIVE = 256  # supports of a block's shorter side that are tried one by one
 ROUNDS = 8  # of alternation where there are more
 
 
-@functools.lru_cache(typed=True)
-def top_k(keep: int | float, axis: int | None = None) -> Penalty:
+@functools.lru_cache(maxsize=None, typed=True)
+def top_k(keep: int | float, axis: int | None = None, *, multiple: int = 1) -> Penalty:
     """value(m) = 0 if at most k magnitudes are non-zero, else infinity;  prox keeps the k largest, whatever t.
 
     Exactly k are kept: of equal magnitudes the first ones. Under ``proximal_operator(..., joint=True)`` all leaves are
@@ -35,36 +35,45 @@ def top_k(keep: int | float, axis: int | None = None) -> Penalty:
       keep: how many magnitudes to keep (an int >= 0), or which fraction of them (a float in [0, 1]).
       axis: rank along this axis of the magnitudes alone, so that k are kept of each block of ``blocks``; None: rank
         all together.
+      multiple: k is rounded to the nearest multiple of it, but neither to 0 nor beyond the number of all.
 
     Returns:
       The penalty.
 
     Raises:
-      ValueError: if keep is a negative int or a float outside [0, 1].
+      ValueError: if keep is a negative int or a float outside [0, 1], or multiple no integer >= 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from rvsm_jax import top_k
       >>> print(top_k(2).prox(jnp.array([3.0, 1.0, 2.0, 2.0]), 1.0))
       [3. 0. 2. 0.]
+      >>> print(top_k(0.6, multiple=2).prox(jnp.array([3.0, 1.0, 2.0, 2.0, 0.5]), 1.0))
+      [3. 1. 2. 2. 0.]
     """
     _require_keep("keep", keep)
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple must be an integer >= 1, got {multiple!r}")
+
+    def count(size):
+        k = _count(keep, size)
+        return k if k in (0, size) else min(max((2 * k + multiple) // (2 * multiple), 1) * multiple, size)
 
     def ranked(m):
         return m.ravel() if axis is None else jnp.moveaxis(m, axis, -1)
 
     def value(m):
         x = ranked(m)
-        within = jnp.count_nonzero(x, axis=-1) <= _count(keep, x.shape[-1])
+        within = jnp.count_nonzero(x, axis=-1) <= count(x.shape[-1])
         return jnp.where(within.all(), 0, jnp.inf).astype(m.dtype)
 
     def prox(m, t):
         del t
         x = ranked(whole(m))
-        z = jnp.where(_largest(x, _count(keep, x.shape[-1])) | jnp.isnan(x), x, 0)
+        z = jnp.where(_largest(x, count(x.shape[-1])) | jnp.isnan(x), x, 0)
         return placed_like(z.reshape(m.shape) if axis is None else jnp.moveaxis(z, -1, axis), m)
 
-    return in_wide(value, prox)
+    return widened(value, prox, separable=False)
 
 
 @functools.cache
@@ -86,7 +95,7 @@ def binary() -> Penalty:
     return _projection(lambda m: jnp.full_like(m, jnp.mean(m)))
 
 
-@functools.lru_cache(typed=True)
+@functools.lru_cache(maxsize=None, typed=True)
 def ternary(threshold: float | None = None) -> Penalty:
     """S = {s q: q in {0, 1}^d}: every weight is -s, 0 or s;  prox keeps the k largest, at their mean.
 
@@ -117,7 +126,7 @@ def ternary(threshold: float | None = None) -> Penalty:
     return _projection(lambda m: _fitted(m, (m >= threshold * jnp.mean(m)).astype(m.dtype)))
 
 
-@functools.lru_cache(typed=True)
+@functools.lru_cache(maxsize=None, typed=True)
 def levels(n: int, *, zero: bool = True, fit: Literal["exact", "scan", "refit"] = "exact") -> Penalty:
     """S = {s q: q in {0, ..., n}^d}: every weight is a multiple of s up to n s;  prox rounds, at the best s.
 
@@ -159,7 +168,7 @@ def levels(n: int, *, zero: bool = True, fit: Literal["exact", "scan", "refit"] 
     return _projection(project)
 
 
-@functools.lru_cache(typed=True)
+@functools.lru_cache(maxsize=None, typed=True)
 def submatrix(rows: int | float, columns: int | float) -> Penalty:
     """S = {every block is zero outside k_r of its rows and k_c of its columns};  prox keeps the most energy.
 
@@ -205,7 +214,7 @@ def submatrix(rows: int | float, columns: int | float) -> Penalty:
         energy = jnp.square(x / jnp.where(largest == 0, 1, largest))
         return placed_like(jnp.where(_best_support(energy, *counts(m)) | jnp.isnan(x), x, 0), m)
 
-    return in_wide(value, prox)
+    return widened(value, prox, separable=False)
 
 
 def _projection(project) -> Penalty:
@@ -215,7 +224,7 @@ def _projection(project) -> Penalty:
         inside = jnp.abs(m - project(m)) <= 8 * jnp.finfo(m.dtype).eps * jnp.max(m, initial=0)
         return jnp.where(inside.all(), 0, jnp.inf).astype(m.dtype)
 
-    return in_wide(value, lambda m, t: project(m))
+    return widened(value, lambda m, t: project(m), separable=False)
 
 
 def _exact(m, n, zero):

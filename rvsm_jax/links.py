@@ -30,7 +30,7 @@ from rvsm_jax.splitting import (
     plus,
     require_params,
     threshold,
-    widened,
+    widen,
 )
 
 
@@ -103,12 +103,12 @@ def admm_splitting(prox: Prox, rho: Strength, *, every: int = 1, lam: Strength =
     _require_count("every", every)
 
     def init(params):
-        w = jax.tree.map(widened, params)
+        w = jax.tree.map(widen, params)
         z = _touched(prox(w, threshold(lam(_zero()), rho(_zero()))), w)
         return AdmmState(_zero(), _each_of(z, jnp.copy), _each_of(z, jnp.zeros_like))
 
     def update(updates, state, params=None):
-        w = jax.tree.map(widened, require_params("admm_splitting", params))
+        w = jax.tree.map(widen, require_params("admm_splitting", params))
         pull = rho(state.step)
 
         def renewed(z, y):
@@ -162,7 +162,7 @@ def relaxed_projection(prox: Prox, blend: Strength) -> optax.GradientTransformat
     blend = as_schedule("blend", blend)
 
     def init(params):
-        w = jax.tree.map(widened, params)
+        w = jax.tree.map(widen, params)
         return RelaxedState(_zero(), _each_of(_touched(prox(w, 1.0), w), lambda _, w: jnp.copy(w), w))
 
     def update(updates, state, params=None):
@@ -275,7 +275,7 @@ def reweighted_penalty(
 
     def chosen(params):
         places, _, leaves = selected(params, where)
-        return places, [widened(leaves[i]) for i in places], len(leaves)
+        return places, [widen(leaves[i]) for i in places], len(leaves)
 
     def init(params):
         return ReweightedState(_zero(), weighed(chosen(params)[1]))

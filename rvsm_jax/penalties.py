@@ -35,6 +35,7 @@ class Penalty(NamedTuple):
     Attributes:
       value: magnitudes to a scalar.
       prox: magnitudes and a strength t >= 0 (scalar, or of the magnitudes' shape) to magnitudes.
+      separable: whether it is a sum over magnitudes, as all but those that count or rank them are.
 
     Example:
       A penalty of one's own is a pair of functions; here the ridge rho(m) = m^2 / 2.
@@ -48,6 +49,7 @@ class Penalty(NamedTuple):
 
     value: Value
     prox: Prox
+    separable: bool = True
 
 
 @functools.cache
@@ -66,7 +68,7 @@ def l0() -> Penalty:
       >>> print(l0().prox(jnp.array([0.1, 0.9, 1.1]), 0.5))
       [0.  0.  1.1]
     """
-    return in_wide(
+    return widened(
         value=lambda m: jnp.count_nonzero(m).astype(m.dtype),
         prox=lambda m, t: _keep_above(jnp.sqrt(2 * t), m, m),
     )
@@ -88,7 +90,7 @@ def l1() -> Penalty:
       >>> print(l1().prox(jnp.array([0.25, 1.0]), 0.5))
       [0.  0.5]
     """
-    return in_wide(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
+    return widened(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
 
 
 @functools.cache
@@ -129,7 +131,7 @@ def transformed_l1(a: float = 1.0) -> Penalty:
         z = newton(z, m, t, lambda z: slope / (a + z) ** 2, lambda z: -2 * slope / (a + z) ** 3)
         return _keep_above(threshold, m, z)
 
-    return in_wide(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
+    return widened(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
 
 
 @functools.cache
@@ -177,7 +179,7 @@ def scad(scale: float, a: float = 3.7) -> Penalty:
         jump = jnp.where(t >= total, jnp.sqrt(t * total), (t + total) / 2)
         return jnp.where(convex, smooth, jnp.where(m <= jump, soft, m))
 
-    return in_wide(value, prox)
+    return widened(value, prox)
 
 
 @functools.cache
@@ -216,7 +218,7 @@ def mcp(gamma: float) -> Penalty:
         z = jnp.where(convex & (m <= gamma), rising, m)
         return _keep_above(jnp.where(convex, t, jnp.sqrt(t * gamma)), m, z)
 
-    return in_wide(value, prox)
+    return widened(value, prox)
 
 
 @functools.cache
@@ -244,7 +246,7 @@ def half_norm() -> Penalty:
     def prox(m, t):
         return scaled(m <= 1.5 * jnp.cbrt(t) ** 2, m, lambda m: t / m / jnp.sqrt(m), root)
 
-    return in_wide(value=lambda m: jnp.sum(power(m, 1 / 2)), prox=prox)
+    return widened(value=lambda m: jnp.sum(power(m, 1 / 2)), prox=prox)
 
 
 @functools.cache
@@ -276,24 +278,26 @@ def two_thirds_norm() -> Penalty:
     def prox(m, t):
         return scaled(m <= 2 * (2 * t / 3) ** 0.75, m, lambda m: t / m / jnp.cbrt(m), root)
 
-    return in_wide(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
+    return widened(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
 
 
-def in_wide(value: Value, prox: Prox) -> Penalty:
-    """Penalty(value, prox), both maps run in float32 or wider, the strength in the magnitudes' dtype.
+def widened(value: Value, prox: Prox, *, separable: bool = True) -> Penalty:
+    """A penalty of both maps, run in float32 or wider, the strength in the magnitudes' dtype.
 
     Args:
-      value: as in ``Penalty``.
-      prox: as in ``Penalty``.
+      value: of magnitudes in float32 or wider.
+      prox: of the same, and a strength of their dtype.
+      separable: whether the value is a sum over magnitudes.
 
     Returns:
-      The penalty; its map gives magnitudes in the dtype they came in.
+      The penalty, for magnitudes of any float dtype.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from rvsm_jax.penalties import in_wide
-      >>> in_wide(jnp.sum, lambda m, t: m - t).prox(jnp.ones(2, jnp.bfloat16), 0.5).dtype
-      dtype(bfloat16)
+      >>> from rvsm_jax.penalties import widened
+      >>> ridge = widened(lambda m: (m**2).sum() / 2, lambda m, t: m / (1 + t))
+      >>> ridge.prox(jnp.ones(2, jnp.bfloat16), 1.0)
+      Array([0.5, 0.5], dtype=bfloat16)
     """
 
     def wide_value(m):
@@ -305,7 +309,7 @@ def in_wide(value: Value, prox: Prox) -> Penalty:
         dtype = at_least_float32(m.dtype)
         return prox(m.astype(dtype), jnp.asarray(t, dtype)).astype(m.dtype)
 
-    return Penalty(wide_value, wide_prox)
+    return Penalty(wide_value, wide_prox, separable)
 
 
 def _keep_above(threshold, m, z):

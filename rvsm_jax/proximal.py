@@ -2,12 +2,15 @@
 
     u = argmin_u  1/2 |u - w|^2 + t sum_leaves P(|u_g|)
 
+and, where channels are coupled over several leaves, the same with a sum over families of channels.
+
 The operator maps trees, not leaves, so that ranking all layers together is the same code as ranking each by itself. It
 touches the leaves that ``where`` selects and hands the others through as they are.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rvsm_jax.coupled import Coupled, Rescale
 from rvsm_jax.groups import Groups, weights
 from rvsm_jax.penalties import Penalty
 from rvsm_jax.precision import at_least_float32
@@ -69,19 +73,24 @@ class ProximalOperator:
     """u = argmin_u 1/2 |u - w|^2 + t P(u) on a tree of parameters; made by ``proximal_operator``."""
 
     penalty: Penalty
-    groups: Groups
+    groups: Groups | Coupled
     where: Where
-    joint: bool
+    joint: bool = False
+    by_size: bool = False
 
     def __call__(self, params: chex.ArrayTree, strength: float | jax.Array) -> chex.ArrayTree:
         """Maps params to their proximal point at the given strength t >= 0."""
         require_strength("strength", strength)
-        return _on_selected(functools.partial(_prox, self, strength), params, self.where)
+        chosen, paths, leaves = selected(params, self.where)
+        found = _prox(self, tuple(paths[i] for i in chosen), strength, [leaves[i] for i in chosen])
+        for i, leaf in zip(chosen, found, strict=True):
+            leaves[i] = leaf
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     def value(self, params: chex.ArrayTree) -> jax.Array:
         """P(params): the sum of the penalty over the selected leaves."""
-        chosen, _, leaves = selected(params, self.where)
-        return _value(self, [leaves[i] for i in chosen])
+        chosen, paths, leaves = selected(params, self.where)
+        return _value(self, tuple(paths[i] for i in chosen), [leaves[i] for i in chosen])
 
     def gradient(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """A gradient of P at params, zero on the leaves not selected; 0 at a group of norm zero."""
@@ -90,21 +99,30 @@ class ProximalOperator:
 
     def gradient_on_selected(self, params: chex.ArrayTree) -> chex.ArrayTree:
         """A gradient of P at params, None on the leaves not selected; 0 at a group of norm zero."""
-        chosen, _, leaves = selected(params, self.where)
-        found = dict(zip(chosen, _gradient(self, [leaves[i] for i in chosen]), strict=True))
+        chosen, paths, leaves = selected(params, self.where)
+        gradient = _gradient(self, tuple(paths[i] for i in chosen), [leaves[i] for i in chosen])
+        found = dict(zip(chosen, gradient, strict=True))
         return jax.tree.unflatten(jax.tree.structure(params), [found.get(i) for i in range(len(leaves))])
 
 
 def proximal_operator(
-    penalty: Penalty, groups: Groups = weights, where: Where = kernels, *, joint: bool = False
+    penalty: Penalty,
+    groups: Groups | Coupled = weights,
+    where: Where | None = None,
+    *,
+    joint: bool = False,
+    by_size: bool = False,
 ) -> ProximalOperator:
     """u = argmin_u 1/2 |u - w|^2 + t sum_g rho(|u_g|): the sparse copy u of the weights w.
 
     Args:
       penalty: what shrinks.
-      groups: what a group is; groups of one leaf must not overlap.
-      where: ``where(path, leaf) -> bool`` selects leaves; default: convolution and dense kernels.
+      groups: what a group is; groups of one leaf must not overlap. Coupled channels that do are scaled by the map
+        of every family they are in, which is then not the exact argmin: see `rvsm_jax.coupled`.
+      where: ``where(path, leaf) -> bool`` selects leaves; default: convolution and dense kernels, or with coupled
+        channels all leaves that they consist of.
       joint: hand the penalty the groups of all leaves at once, so that ``top_k`` ranks the whole network.
+      by_size: weigh the penalty of each group by the root of its number of weights n_g: sum_g sqrt(n_g) rho(|u_g|).
 
     Returns:
       A pure, jitted function ``(params, strength) -> params`` on any tree of arrays. Its ``value(params)`` is the
@@ -112,11 +130,12 @@ def proximal_operator(
 
     Raises:
       TypeError: penalty is not a Penalty, groups or where not a function; when used: a selected leaf not of floats.
-      ValueError: when used: a strength that is negative or NaN (if it is not traced), a ``where`` that selects
-        nothing, a leaf without a group's axis.
+      ValueError: joint and by_size together; when used: a strength that is negative or NaN (if it is not traced), a
+        ``where`` that selects nothing, a leaf without a group's axis.
 
     References:
-      Dinh and Xin, arXiv:1812.05719, Algorithm 1 (the update of u).
+      Dinh and Xin, arXiv:1812.05719, Algorithm 1 (the update of u); Yuan and Lin, J. R. Stat. Soc. B 68 (2006), the
+      group lasso and its weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -127,9 +146,16 @@ def proximal_operator(
     """
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a Penalty such as l0() or l1(), got {penalty!r}")
-    require_function("groups", groups)
+    if not isinstance(groups, Coupled):
+        require_function("groups", groups)
+    if where is None:
+        where = groups.where if isinstance(groups, Coupled) else kernels
     require_function("where", where)
-    return ProximalOperator(penalty, groups, where, joint)
+    if joint and by_size:
+        raise ValueError(
+            "want by_size (each group has its weight) or joint (the penalty has all groups at once), got both"
+        )
+    return ProximalOperator(penalty, groups, where, joint, by_size)
 
 
 def in_turn(*operators: Prox) -> Prox:
@@ -243,34 +269,41 @@ def require_function(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a function, got {value!r}")
 
 
-def _on_selected(f, params, where):
-    chosen, _, leaves = selected(params, where)
-    for i, leaf in zip(chosen, f([leaves[i] for i in chosen]), strict=True):
-        leaves[i] = leaf
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prox(operator, paths, strength, leaves):
+    magnitudes, scales, rescale = _read(operator, paths, leaves)
+    if operator.joint and magnitudes:
+        return rescale(_split(operator.penalty.prox(_join(magnitudes), strength), magnitudes))
+    pairs = zip(magnitudes, scales, strict=True)
+    return rescale([operator.penalty.prox(m, strength if scale == 1 else scale * strength) for m, scale in pairs])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _prox(operator, strength, leaves):
-    pairs = [operator.groups(x) for x in leaves]
-    magnitudes = [m for m, _ in pairs]
-    if operator.joint:
-        magnitudes = _split(operator.penalty.prox(_join(magnitudes), strength), magnitudes)
-    else:
-        magnitudes = [operator.penalty.prox(m, strength) for m in magnitudes]
-    return [rebuild(z) for (_, rebuild), z in zip(pairs, magnitudes, strict=True)]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _value(operator, leaves):
-    magnitudes = [operator.groups(x)[0] for x in leaves]
-    parts = [_join(magnitudes)] if operator.joint and magnitudes else magnitudes
-    values = [operator.penalty.value(m) for m in parts]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _value(operator, paths, leaves):
+    magnitudes, scales, _ = _read(operator, paths, leaves)
+    if operator.joint and magnitudes:
+        magnitudes, scales = [_join(magnitudes)], [1]
+    values = [operator.penalty.value(m) for m in magnitudes]
     dtype = at_least_float32(*(v.dtype for v in values))
-    return sum((v.astype(dtype) for v in values), start=jnp.zeros((), dtype))
+    return sum((scale * v.astype(dtype) for v, scale in zip(values, scales, strict=True)), start=jnp.zeros((), dtype))
 
 
-_gradient = jax.jit(jax.grad(_value, argnums=1), static_argnums=0)
+_gradient = jax.jit(jax.grad(_value, argnums=2), static_argnums=(0, 1))
+
+
+def _read(operator, paths, leaves) -> tuple[list[jax.Array], list[float], Rescale]:
+    """Magnitudes, by leaf or family; the weights of their penalties; and the way back."""
+    if isinstance(operator.groups, Coupled):
+        magnitudes, sizes, rescale = operator.groups.read(paths, leaves)
+    else:
+        pairs = [operator.groups(x) for x in leaves]
+        magnitudes = [m for m, _ in pairs]
+        sizes = [x.size / max(m.size, 1) for x, m in zip(leaves, magnitudes, strict=True)]
+
+        def rescale(new):
+            return [rebuild(z) for (_, rebuild), z in zip(pairs, new, strict=True)]
+
+    return magnitudes, [math.sqrt(n) if operator.by_size else 1 for n in sizes], rescale
 
 
 def _join(magnitudes):

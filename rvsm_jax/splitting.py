@@ -75,7 +75,7 @@ def relaxed_splitting(
     def update(updates, state, params=None):
         params = require_params("relaxed_splitting", params)
         pull = beta(state.step)
-        w = jax.tree.map(widened, params)  # in half precision w - u would round to 0
+        w = jax.tree.map(widen, params)  # in half precision w - u would round to 0
         u = prox(w, threshold(lam(state.step), pull))
         scale = pull if rate is None else -rate(state.step) * pull
         return each(lambda d, w, u: _pulled(d, w, u, scale), updates, w, u), _next(state)
@@ -264,7 +264,7 @@ def each(f, updates, *trees):
     return jax.tree.map(lambda d, *x: None if d is None else f(d, *x), updates, *trees, is_leaf=is_none)
 
 
-def widened(x):
+def widen(x):
     """x in float32 if it is in half precision, else x itself."""
     half = getattr(x, "dtype", None) in HALF
     return x.astype(jnp.float32) if half else x

@@ -169,7 +169,8 @@ def _pareto_quantile(u: Array, exponent: float) -> Array:
 
 def _heavy_clipped(theta: Array) -> Array:
     a = np.clip(theta, 1e-300, math.exp(-1))
-    return a * (math.e + scipy.special.expi(-np.log(a)) - scipy.special.expi(1.0))
+    mean = a * (math.e + scipy.special.expi(-np.log(a)) - scipy.special.expi(1.0))
+    return np.minimum(mean, 1.0)  # a rounding error above it where a = 1 / e
 
 
 def _heavy_quantile(u: Array) -> Array:

@@ -63,6 +63,27 @@ def test_gradient_is_that_of_the_value(penalty):
         np.testing.assert_allclose((g["kernel"] * d).sum(), (plus - minus) / (2 * h), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("groups", "penalty"),
+    [(rvsm_jax.channels, "half_norm"), (rvsm_jax.layers, "l1")],
+)
+def test_weights_by_size_are_strengths_by_size(groups, penalty):
+    """sum_g sqrt(n_g) rho(|w_g|): each leaf's map at the strength times the root of its groups' size."""
+    plain = rvsm_jax.proximal_operator(PENALTIES[penalty], groups)
+    operator = rvsm_jax.proximal_operator(PENALTIES[penalty], groups, by_size=True)
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        w = {"a": jnp.asarray(rng.normal(size=(3, 2, 4))), "b": jnp.asarray(rng.normal(size=(5, 2)))}
+        together, value = operator(w, 0.2), operator.value(w)
+        roots = {k: np.sqrt(x.size / groups(x)[0].size) for k, x in w.items()}
+        for k, root in roots.items():
+            np.testing.assert_allclose(together[k], plain({k: w[k]}, 0.2 * root)[k], rtol=1e-12)
+        expected = sum(root * float(plain.value({k: w[k]})) for k, root in roots.items())
+        assert float(value) == pytest.approx(expected, rel=1e-12)
+        zero = {"a": jnp.zeros((2, 3)), "b": w["b"]}
+        assert not np.asarray(operator.gradient(zero)["a"]).any()
+
+
 def test_whole_models_go_through_with_their_functions():
     model = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
     sparse = rvsm_jax.proximal_operator(rvsm_jax.l0())(model, 0.01)
@@ -125,6 +146,11 @@ def test_embeddings_and_normalisation_are_not_kernels():
         (lambda: rvsm_jax.proximal_operator(rvsm_jax.l0), TypeError, "penalty must be a Penalty"),
         (lambda: rvsm_jax.proximal_operator(rvsm_jax.l0(), "filters"), TypeError, "groups must be a function"),
         (lambda: rvsm_jax.proximal_operator(rvsm_jax.l0(), where="conv"), TypeError, "where must be a function"),
+        (
+            lambda: rvsm_jax.proximal_operator(rvsm_jax.l0(), joint=True, by_size=True),
+            ValueError,
+            "want by_size .* or joint .*, got both",
+        ),
         (
             lambda: rvsm_jax.proximal_operator(rvsm_jax.l0())(dict_params(), -0.5),
             ValueError,

@@ -139,7 +139,7 @@ def test_slope_of_the_recursion_tends_to_the_diffusivity(dim, exponent, delta):
     walk = Walk(dim, power(exponent), constant_escape(delta))
     found = exact.diffusivity(walk)
     mean = exact.excursion(walk).mean
-    if mean > 30 or found == np.inf:
+    if mean > 30 or found > 200:  # a walk that turns every few hundred steps has a longer way to its limit
         return
     msd = exact.msd(walk, 3000)
     assert (msd[-1] - msd[1999]) / 1000 == pytest.approx(found, rel=2e-2)

@@ -56,8 +56,7 @@ def dict_tree():
 def nnx_tree():
     graph, params = nnx.split(nnx.Linear(64, 10, rngs=nnx.Rngs(0)), nnx.Param)
     plain = dict_tree()[0]
-    params["kernel"].set_value(plain["kernel"])
-    params["bias"].set_value(plain["bias"])
+    params = jax.tree.unflatten(jax.tree.structure(params), [plain["bias"], plain["kernel"]])
     return params, lambda p, s, x, k, t: (nnx.merge(graph, p)(x.reshape(len(x), -1)), s)
 
 

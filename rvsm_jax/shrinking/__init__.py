@@ -8,8 +8,13 @@
 `fn` is traced and its calls inlined (`program`); known values go forwards through the operations (`analysis`), boxes of
 what is needed go backwards (`plan`), and the small function runs the same operations on what is left (`small`). Each
 kind of operation has a rule that answers for it (`rule`, `rules`); `register` adds one.
+
+    groups = coupled_channels(fn, params, example)          # what can go as a whole: groups to train with
+
+Indices that operations tie together are labelled alike (`ties`, `labels`), and make a channel (`coupling`).
 """
 
+from rvsm_jax.shrinking.coupling import coupled_channels
 from rvsm_jax.shrinking.follow import follow
 from rvsm_jax.shrinking.function import Folded
 from rvsm_jax.shrinking.measure import measure
@@ -32,6 +37,7 @@ __all__ = [
     "Report",
     "Rule",
     "ShrinkError",
+    "coupled_channels",
     "follow",
     "from_record",
     "measure",

@@ -122,3 +122,21 @@ def take(x: Any, positions: Index, axis: int) -> Any:
 def _gather(x: jax.Array, positions: np.ndarray, axis: int) -> jax.Array:
     index = (slice(None),) * axis + (jnp.asarray(positions, jnp.int32),)
     return x.at[index].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
+
+
+def segments(shape: Sequence[int], out: Sequence[int]) -> list[tuple[range, range]]:
+    """The shortest runs of axes with equal products: which axes of a reshape are merged or split into which.
+
+    >>> segments((5, 2, 3, 4), (5, 6, 2, 2))
+    [(range(0, 1), range(0, 1)), (range(1, 3), range(1, 2)), (range(3, 4), range(2, 4))]
+    """
+    found, i, j = [], 0, 0
+    while i < len(shape) or j < len(out):
+        start, p, q = (i, j), 1, 1
+        while (i, j) == start or p != q:
+            if (p <= q and i < len(shape)) or j >= len(out):
+                p, i = p * shape[i], i + 1
+            else:
+                q, j = q * out[j], j + 1
+        found.append((range(start[0], i), range(start[1], j)))
+    return found

@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rvsm_jax.shrinking.analysis import Analysis, facts_of
-from rvsm_jax.shrinking.boxes import Box, Index, axis_of, is_empty, normalised, small_shape, union, whole
+from rvsm_jax.shrinking.boxes import Box, Index, axis_of, is_empty, normalised, segments, small_shape, union, whole
 from rvsm_jax.shrinking.program import Operation, Program
 from rvsm_jax.shrinking.rule import rule_of
-from rvsm_jax.shrinking.rules.shapes import segments
 
 GATHER_COST = 32  # multiply-adds in the time of gathering one entry, on a CPU
 LANES = 8  # channels take the time of the next multiple of it

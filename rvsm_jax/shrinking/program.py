@@ -269,7 +269,9 @@ def _refuse(equation: jex.JaxprEqn, avals: Sequence[jax.core.ShapedArray]) -> No
 
 def _equations_within(equation: jex.JaxprEqn) -> list[jex.JaxprEqn]:
     """The equations of a loop's or a branch's body, and of theirs."""
-    direct = [eqn for body in jex.jaxprs_in_params(equation.params) for eqn in body.eqns]
+    params = jax.tree.leaves(dict(equation.params), is_leaf=lambda x: isinstance(x, jex.Jaxpr | jex.ClosedJaxpr))
+    bodies = [getattr(body, "jaxpr", body) for body in params if isinstance(body, jex.Jaxpr | jex.ClosedJaxpr)]
+    direct = [eqn for body in bodies for eqn in body.eqns]
     return direct + [eqn for e in direct for eqn in _equations_within(e)]
 
 

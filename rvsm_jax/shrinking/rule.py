@@ -19,6 +19,7 @@ import numpy as np
 
 from rvsm_jax.shrinking.boxes import Box, cut, whole
 from rvsm_jax.shrinking.program import Operation
+from rvsm_jax.shrinking.ties import Ties, elementwise, fixed
 
 
 class Known(NamedTuple):
@@ -73,6 +74,8 @@ class Rule(NamedTuple):
       cost: for a sum of products, multiply-adds from ``(op, operands' shapes, output's shape)``.
       fold: ``(op, facts, wants, boxes) -> array or None``: what constant channels that are not read contribute, which
         `emit` receives as ``folded``.
+      ties: ``(op, labels, axes) -> axes``: which indices of which axes are one channel, see `ties`; by default those of
+        an elementwise operation, or all are kept.
     """
 
     known: Callable[[Operation, Sequence[Known]], Sequence[Known]]
@@ -82,6 +85,7 @@ class Rule(NamedTuple):
     contracted: Callable[[Operation], Mapping[int, int]] | None = None
     cost: Callable[[Operation, Sequence[tuple[int, ...]], tuple[int, ...]], int] | None = None
     fold: Callable[[Operation, Facts, Sequence[Box | None], Sequence[Box | None]], np.ndarray | None] | None = None
+    ties: Ties | None = None
 
 
 RULES: dict[str, Rule] = {}
@@ -111,6 +115,12 @@ def register(names: str | Sequence[str], rule: Rule) -> None:
 def rule_of(op: Operation) -> Rule:
     """The rule of an operation; the one that keeps it whole if it has none."""
     return RULES.get(op.name, WHOLE)
+
+
+def ties_of(op: Operation) -> Ties:
+    """What an operation ties together."""
+    rule = rule_of(op)
+    return rule.ties or (elementwise if rule.elementwise else fixed)
 
 
 def _known_whole(op: Operation, inputs: Sequence[Known]) -> list[Known]:

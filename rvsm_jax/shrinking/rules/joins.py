@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jax import lax
 
+from rvsm_jax.shrinking import ties
 from rvsm_jax.shrinking.boxes import Box, Index, cut, union
 from rvsm_jax.shrinking.program import Operation
 from rvsm_jax.shrinking.rule import Facts, Rule, register
@@ -74,6 +75,6 @@ def _split_emit(op: Operation, operands: Sequence[Any], wants: Wants, boxes: Wan
     return parts
 
 
-register("concatenate", Rule(known, _concatenate_needed, _concatenate_emit))
-register("stack", Rule(known, _stack_needed, _stack_emit))
-register("split", Rule(known, _split_needed, _split_emit))
+register("concatenate", Rule(known, _concatenate_needed, _concatenate_emit, ties=ties.concatenated))
+register("stack", Rule(known, _stack_needed, _stack_emit, ties=ties.stacked))
+register("split", Rule(known, _split_needed, _split_emit, ties=ties.parted))

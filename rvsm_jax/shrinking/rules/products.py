@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rvsm_jax.shrinking import ties
 from rvsm_jax.shrinking.boxes import Box, axis_of, cut, small_shape, take, whole
 from rvsm_jax.shrinking.program import Operation
 from rvsm_jax.shrinking.rule import WHOLE, Facts, Known, Rule, register
@@ -250,8 +251,17 @@ CONVOLUTION = Rule(
     contracted=convolution_contracted,
     cost=convolution_cost,
     fold=convolution_fold,
+    ties=ties.convolution,
 )
-PRODUCT = Rule(known, product_needed, product_emit, contracted=product_contracted, cost=product_cost, fold=product_fold)
+PRODUCT = Rule(
+    known,
+    product_needed,
+    product_emit,
+    contracted=product_contracted,
+    cost=product_cost,
+    fold=product_fold,
+    ties=ties.product,
+)
 register("conv_general_dilated", CONVOLUTION)
 register("dot_general", PRODUCT)
 
@@ -294,5 +304,6 @@ register(
         contracted=lambda op: convolution_contracted(_inside(op)),
         cost=lambda op, shapes, out: convolution_cost(_inside(op), shapes, out),
         fold=lambda op, facts, wants, boxes: convolution_fold(_inside(op), facts, wants, boxes),
+        ties=lambda op, labels, axes: ties.convolution(_inside(op), labels, axes),
     ),
 )

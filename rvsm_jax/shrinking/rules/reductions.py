@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rvsm_jax.shrinking import ties
 from rvsm_jax.shrinking.boxes import Box, Index, small_shape, take
 from rvsm_jax.shrinking.program import Operation
 from rvsm_jax.shrinking.rule import Facts, Known, Rule, register
@@ -88,7 +89,7 @@ def _window_needed(op: Operation, facts: Facts, boxes: Wants) -> Wants:
     return [tuple(want)]
 
 
-register("reduce_sum", Rule(_known, _sum_needed, _emit))
-register(REDUCTIONS, Rule(_known, _needed, _emit))
-register(CUMULATIVE, Rule(_cumulative_known, _cumulative_needed, _cut_emit))
-register(WINDOWS, Rule(_window_known, _window_needed, _cut_emit))
+register("reduce_sum", Rule(_known, _sum_needed, _emit, ties=ties.summed))
+register(REDUCTIONS, Rule(_known, _needed, _emit, ties=ties.reduced))
+register(CUMULATIVE, Rule(_cumulative_known, _cumulative_needed, _cut_emit, ties=ties.along))
+register(WINDOWS, Rule(_window_known, _window_needed, _cut_emit, ties=ties.along))

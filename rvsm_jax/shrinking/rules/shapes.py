@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rvsm_jax.shrinking.boxes import Box, Index, axis_of, cut, same_index, small_shape, take, whole
+from rvsm_jax.shrinking import ties
+from rvsm_jax.shrinking.boxes import Box, Index, axis_of, cut, same_index, segments, small_shape, take, whole
 from rvsm_jax.shrinking.program import Operation
 from rvsm_jax.shrinking.rule import WHOLE, Facts, Known, Rule, register
 
@@ -77,24 +78,6 @@ def _cut_emit(op: Operation, operands: Sequence[Any], wants: Wants, boxes: Wants
     assert box is not None
     assert want is not None
     return [cut(op.bind(*operands)[0], want, box)]
-
-
-def segments(shape: Sequence[int], out: Sequence[int]) -> list[tuple[range, range]]:
-    """The shortest runs of axes with equal products: which axes of a reshape are merged or split into which.
-
-    >>> segments((5, 2, 3, 4), (5, 6, 2, 2))
-    [(range(0, 1), range(0, 1)), (range(1, 3), range(1, 2)), (range(3, 4), range(2, 4))]
-    """
-    found, i, j = [], 0, 0
-    while i < len(shape) or j < len(out):
-        start, p, q = (i, j), 1, 1
-        while (i, j) == start or p != q:
-            if (p <= q and i < len(shape)) or j >= len(out):
-                p, i = p * shape[i], i + 1
-            else:
-                q, j = q * out[j], j + 1
-        found.append((range(start[0], i), range(start[1], j)))
-    return found
 
 
 def _reshape_needed(op: Operation, facts: Facts, boxes: Wants) -> Wants:
@@ -230,12 +213,12 @@ def _iota_emit(op: Operation, operands: Sequence[Any], wants: Wants, boxes: Want
     return [cut(op.bind(*operands)[0], whole(len(box)), box)]
 
 
-register("broadcast_in_dim", Rule(known, _broadcast_needed, _broadcast_emit))
-register("transpose", Rule(known, _transpose_needed, _same_emit))
-register("squeeze", Rule(known, _squeeze_needed, _same_emit))
-register("rev", Rule(known, _reverse_needed, _same_emit))
-register("tile", Rule(known, _tile_needed, _cut_emit))
-register("reshape", Rule(known, _reshape_needed, _reshape_emit))
-register("slice", Rule(known, _slice_needed, _slice_emit))
-register("pad", Rule(_pad_known, _pad_needed, _pad_emit))
-register("iota", Rule(_iota_known, lambda op, facts, boxes: [() for _ in op.shapes], _iota_emit))
+register("broadcast_in_dim", Rule(known, _broadcast_needed, _broadcast_emit, ties=ties.broadcast))
+register("transpose", Rule(known, _transpose_needed, _same_emit, ties=ties.transpose))
+register("squeeze", Rule(known, _squeeze_needed, _same_emit, ties=ties.squeeze))
+register("rev", Rule(known, _reverse_needed, _same_emit, ties=ties.reverse))
+register("tile", Rule(known, _tile_needed, _cut_emit, ties=ties.along))
+register("reshape", Rule(known, _reshape_needed, _reshape_emit, ties=ties.reshape))
+register("slice", Rule(known, _slice_needed, _slice_emit, ties=ties.sliced))
+register("pad", Rule(_pad_known, _pad_needed, _pad_emit, ties=ties.padded))
+register("iota", Rule(_iota_known, lambda op, facts, boxes: [() for _ in op.shapes], _iota_emit, ties=ties.free))
