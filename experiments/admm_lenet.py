@@ -5,9 +5,9 @@
     python -m experiments.admm_lenet --quick      # an epoch of everything on 6,000 images
 
 Published (Ren et al. 2019): 85x fewer weights at no loss of accuracy; 1,910x less model data with quantisation, which
-counts the weights' bits and no indices. Ours: 85x from 99.51 to 99.03 %, quantised 98.81 %; 884x by bits, 203x by file. LeNet-5
-has ReLUs behind its poolings, and training images are shifted at random by up to 2 pixels, as in rvsm_lenet.py. What
-each layer keeps was chosen to make 85x in all; nothing was tuned on the test set.
+counts the weights' bits and no indices. Ours: 85x from 99.51 to 99.03 %, quantised 98.81 %; 884x by the weights' bits,
+203x by the file. LeNet-5 has ReLUs behind its poolings, and training images are shifted at random by up to 2 pixels, as
+in rvsm_lenet.py. What each layer keeps was chosen to make 85x in all; nothing was tuned on the test set.
 """
 
 import dataclasses
