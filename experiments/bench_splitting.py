@@ -1,4 +1,4 @@
-"""What RVSM costs: its step over the plain step in time and memory, and a vmapped path over one run after the other.
+"""What RVSM and ADMM cost: their steps over the plain step, and a vmapped path over one run after the other.
 
     python -m experiments.bench_splitting             # about ten minutes on two cores
     python -m experiments.bench_splitting --quick
@@ -27,6 +27,7 @@ from rvsm_jax import models, train
 BATCH = 128
 PENALTIES = {"l0": rvsm_jax.l0(), "l1": rvsm_jax.l1(), "transformed_l1": rvsm_jax.transformed_l1(0.1)}
 DECAY = "none, optax's weight decay in its place"
+ADMM = "top_k by ADMM, between its updates"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def sgd() -> optax.GradientTransformation:
 
 
 def step_cost(network: models.Network, image_shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
-    """Time and compiled peak memory of an RVSM step over those of the plain step.
+    """Time and compiled peak memory of an RVSM or ADMM step over those of the plain step.
 
     Args:
       network: what is trained.
@@ -56,9 +57,12 @@ def step_cost(network: models.Network, image_shape: tuple[int, int, int], rounds
       rounds: how often each step is timed.
 
     Returns:
-      A row for each penalty, and one for the cheapest link there is in the same place, a weight decay.
+      A row for each penalty, one for ADMM in a step that leaves its copy and dual as they are, and one for the
+      cheapest link there is in the same place, a weight decay.
     """
+    prune = rvsm_jax.proximal_operator(rvsm_jax.top_k(0.05))
     chains = {name: rvsm_jax.rvsm(sgd(), penalty, 1e-6, 1e-2).tx for name, penalty in PENALTIES.items()}
+    chains |= {ADMM: optax.chain(rvsm_jax.admm_splitting(prune, 1e-2, every=1_000_000), sgd())}
     chains |= {"plain": sgd(), DECAY: optax.chain(optax.add_decayed_weights(1e-4), sgd())}
     runs = {name: Run(network, tx, *batch(image_shape)) for name, tx in chains.items()}
     seconds = interleaved(runs, rounds)
@@ -70,7 +74,7 @@ def step_cost(network: models.Network, image_shape: tuple[int, int, int], rounds
             "time": ratio(seconds, name, "plain"),
             "memory": runs[name].peak_bytes / runs["plain"].peak_bytes,
         }
-        for name in (*PENALTIES, DECAY)
+        for name in (*PENALTIES, ADMM, DECAY)
     ]
 
 

@@ -61,6 +61,20 @@ def lenet(results: Results) -> str:
     return markdown(head, rows) + provenance(results, f"{counted(results['table'][-1]['accuracy'])}, test set")
 
 
+def admm_lenet(results: Results) -> str:
+    """ADMM-NN stage by stage, and the bytes of what it leaves, counted both ways."""
+    rows = []
+    for row in results["table"]:
+        counts = [f"{row[name]['mean']:,.0f}" if name in row else "" for name in ("weight_bytes", "file_bytes")]
+        share = f"{row['compression']['mean']:.1f}"
+        rows.append((row["stage"], plus_minus(row["accuracy"]), f"{row['nonzeros']['mean']:,.0f}", share, *counts))
+    last = results["table"][-1]
+    ratios = [f"{last['dense_bytes']['mean'] / last[name]['mean']:,.0f}x" for name in ("weight_bytes", "file_bytes")]
+    rows.append((f"against {last['dense_bytes']['mean']:,.0f} bytes dense", "", "", "", *ratios))
+    head = ("LeNet-5, MNIST", "accuracy %", "non-zero weights", "fewer by", "weights' bits, bytes", "the file, bytes")
+    return markdown(head, rows) + provenance(results, f"{counted(last['accuracy'])}, test set")
+
+
 def resnet18(results: Results) -> str:
     """Dense against sparse on CIFAR-10."""
     table, plan = results["table"], results["plan"]
@@ -260,6 +274,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
     "rvsm_lenet-lenet_300_100": lenet,
     "rvsm_lenet-lenet5": lenet,
+    "admm_lenet": admm_lenet,
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
     "bench_training": training,

@@ -11,7 +11,8 @@ of a polynomial is polished by one Newton step on the stationarity condition z -
 rounding of the closed form and makes the first derivative of the map exact. A NaN magnitude stays NaN.
 
 Shapes: m is any array of non-negative floats; t is a scalar, or an array of m's shape. Half-precision magnitudes are
-mapped in float32 and returned in their own dtype.
+mapped in float32 and returned in their own dtype. Penalties that are constraints, such as ``top_k`` and ``levels``, are
+in constraints.py.
 """
 
 import functools
@@ -20,11 +21,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rvsm_jax.precision import at_least_float32
 from rvsm_jax.roots import cosine_of_two_thirds, newton, power, scaled
-from rvsm_jax.sharded import placed_like, whole
 
 Value = Callable[[jax.Array], jax.Array]
 Prox = Callable[[jax.Array, jax.Array | float], jax.Array]
@@ -280,58 +279,6 @@ def two_thirds_norm() -> Penalty:
         return scaled(m <= 2 * (2 * t / 3) ** 0.75, m, lambda m: t / m / jnp.cbrt(m), root)
 
     return widened(value=lambda m: jnp.sum(power(m, 2 / 3)), prox=prox)
-
-
-@functools.lru_cache(maxsize=None, typed=True)  # 1 magnitude is not 1.0 of them
-def top_k(keep: int | float, *, multiple: int = 1) -> Penalty:
-    """value(m) = 0 if at most k magnitudes are non-zero, else infinity;  prox keeps the k largest, whatever t.
-
-    Exactly k are kept: of equal magnitudes the first ones. Under ``proximal_operator(..., joint=True)`` all leaves are
-    ranked together.
-
-    Args:
-      keep: how many magnitudes to keep (an int >= 0), or which fraction of them (a float in [0, 1]).
-      multiple: k is rounded to the nearest multiple of it, but neither to 0 nor beyond the number of all.
-
-    Returns:
-      The penalty.
-
-    Raises:
-      ValueError: if keep is a negative int or a float outside [0, 1], or multiple no integer >= 1.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from rvsm_jax import top_k
-      >>> print(top_k(2).prox(jnp.array([3.0, 1.0, 2.0, 2.0]), 1.0))
-      [3. 0. 2. 0.]
-      >>> print(top_k(0.6, multiple=2).prox(jnp.array([3.0, 1.0, 2.0, 2.0, 0.5]), 1.0))
-      [3. 1. 2. 2. 0.]
-    """
-    counted, share = isinstance(keep, int | np.integer), isinstance(keep, float | np.floating)
-    if isinstance(keep, bool) or not (counted or share) or not (keep >= 0 and (counted or keep <= 1)):
-        raise ValueError(f"keep must be an int >= 0 or a float in [0, 1], got {keep!r}")
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise ValueError(f"multiple must be an integer >= 1, got {multiple!r}")
-
-    def count(m):
-        k = min(int(keep), m.size) if counted else round(keep * m.size)
-        return k if k in (0, m.size) else min(max((2 * k + multiple) // (2 * multiple), 1) * multiple, m.size)
-
-    def value(m):
-        return jnp.where(jnp.count_nonzero(m) <= count(m), 0, jnp.inf).astype(m.dtype)
-
-    def prox(m, t):
-        del t
-        k, flat = count(m), whole(m).ravel()
-        if k == 0:
-            return jnp.zeros_like(m)
-        kth = jnp.sort(flat)[-k]
-        above, equal = flat > kth, flat == kth
-        first = equal & (jnp.cumsum(equal) <= k - jnp.count_nonzero(above))
-        kept = above | first | jnp.isnan(flat)
-        return placed_like(jnp.where(kept, flat, 0).reshape(m.shape), m)
-
-    return widened(value, prox, separable=False)
 
 
 def widened(value: Value, prox: Prox, *, separable: bool = True) -> Penalty:

@@ -26,6 +26,7 @@ from rvsm_jax.precision import at_least_float32
 from rvsm_jax.sharded import placed_like, whole
 
 Where = Callable[[str, Any], bool]
+Prox = Callable[[chex.ArrayTree, float | jax.Array], chex.ArrayTree]
 NOT_KERNELS = frozenset({"bias", "scale", "embedding"})
 
 
@@ -155,6 +156,35 @@ def proximal_operator(
             "want by_size (each group has its weight) or joint (the penalty has all groups at once), got both"
         )
     return ProximalOperator(penalty, groups, where, joint, by_size)
+
+
+def in_turn(*operators: Prox) -> Prox:
+    """u = P_n(... P_2(P_1(w, t), t) ..., t): operators one after the other, as one.
+
+    Exact for operators on different leaves; on the same leaves, for penalties of nested groups such as l1 of weights
+    and then of the groups that they are in.
+
+    Args:
+      *operators: functions ``(params, strength) -> params``.
+
+    Returns:
+      Such a function.
+
+    Raises:
+      TypeError: if an operator is not a function.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import rvsm_jax
+      >>> first, last = ((lambda path, leaf, name=name: path == name) for name in ("a", "b"))
+      >>> one = rvsm_jax.proximal_operator(rvsm_jax.top_k(1), where=first)
+      >>> none = rvsm_jax.proximal_operator(rvsm_jax.top_k(0), where=last)
+      >>> rvsm_jax.in_turn(one, none)({"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, 1.0)
+      {'a': Array([0., 2.], dtype=float32), 'b': Array([0.], dtype=float32)}
+    """
+    for operator in operators:
+        require_function("every operator", operator)
+    return lambda params, strength: functools.reduce(lambda w, operator: operator(w, strength), operators, params)
 
 
 def selected(params: chex.ArrayTree, where: Where) -> tuple[list[int], list[str], list[Any]]:

@@ -4,7 +4,7 @@ A recipe returns a ``Method``: the transformation to train with and the map from
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import optax
@@ -12,10 +12,9 @@ import optax
 from rvsm_jax.coupled import Coupled
 from rvsm_jax.groups import Groups, channels, filters, weights
 from rvsm_jax.penalties import Penalty, l1
-from rvsm_jax.proximal import Where, convolutions, proximal_operator
+from rvsm_jax.proximal import Prox, Where, convolutions, proximal_operator
 from rvsm_jax.splitting import (
     Number,
-    Prox,
     Strength,
     as_schedule,
     group_penalty,
@@ -214,12 +213,31 @@ def prox_sgd(
     return Method(optax.chain(optax.sgd(learning_rate, momentum, nesterov), step), lambda params, step: params)
 
 
+def require_optimizer(value: Any) -> None:
+    """Refuses what is not an optax transformation.
+
+    Args:
+      value: the optimiser.
+
+    Raises:
+      TypeError: if it is none.
+
+    Example:
+      >>> from rvsm_jax.recipes import require_optimizer
+      >>> require_optimizer(0.1)
+      Traceback (most recent call last):
+        ...
+      TypeError: optimizer must be an optax transformation such as optax.sgd(0.1), got 0.1
+    """
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax transformation such as optax.sgd(0.1), got {value!r}")
+
+
 def _splitting(
     optimizer: optax.GradientTransformation, prox: Prox, lam: Strength, beta: Strength, learning_rate: Strength | None
 ) -> Method:
     """Relaxed splitting with any proximal map, in front of the optimiser, or with its learning rate behind it."""
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax transformation such as optax.sgd(0.1), got {optimizer!r}")
+    require_optimizer(optimizer)
     link = relaxed_splitting(prox, lam, beta, learning_rate=learning_rate)
     tx = optax.chain(link, optimizer) if learning_rate is None else optax.chain(optimizer, link)
     lam, beta = as_schedule("lam", lam), as_schedule("beta", beta)

@@ -14,18 +14,16 @@ Under ``optax.inject_hyperparams`` name the operator as static: ``static_args=("
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from rvsm_jax.precision import at_least_float32
-from rvsm_jax.proximal import ProximalOperator, Where, kernels, require_function, require_strength, selected
+from rvsm_jax.proximal import Prox, ProximalOperator, Where, kernels, require_function, require_strength, selected
 
 Number: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[Number], Number]
 Strength: TypeAlias = Number | Schedule
-Prox: TypeAlias = Callable[[chex.ArrayTree, Number], chex.ArrayTree]
 
 HALF = (jnp.bfloat16, jnp.float16)
 
@@ -75,12 +73,12 @@ def relaxed_splitting(
     rate = None if learning_rate is None else as_schedule("learning_rate", learning_rate)
 
     def update(updates, state, params=None):
-        params = _require_params("relaxed_splitting", params)
+        params = require_params("relaxed_splitting", params)
         pull = beta(state.step)
-        w = jax.tree.map(_widened, params)  # in half precision w - u would round to 0
+        w = jax.tree.map(widen, params)  # in half precision w - u would round to 0
         u = prox(w, threshold(lam(state.step), pull))
         scale = pull if rate is None else -rate(state.step) * pull
-        return _each(lambda d, w, u: _pulled(d, w, u, scale), updates, w, u), _next(state)
+        return each(lambda d, w, u: _pulled(d, w, u, scale), updates, w, u), _next(state)
 
     return optax.GradientTransformation(_start, update)
 
@@ -119,10 +117,10 @@ def proximal_step(prox: Prox, strength: Strength) -> optax.GradientTransformatio
     strength = as_schedule("strength", strength)
 
     def update(updates, state, params=None):
-        params = _require_params("proximal_step", params)
-        moved = jax.tree.map(lambda d, w: w if d is None else w + d.astype(w.dtype), updates, params, is_leaf=_is_none)
+        params = require_params("proximal_step", params)
+        moved = jax.tree.map(lambda d, w: w if d is None else w + d.astype(w.dtype), updates, params, is_leaf=is_none)
         target = prox(moved, strength(state.step))
-        return _each(lambda d, z, w: z - w, updates, target, params), _next(state)
+        return each(lambda d, z, w: z - w, updates, target, params), _next(state)
 
     return optax.GradientTransformation(_start, update)
 
@@ -150,11 +148,11 @@ def fixed_support(where: Where = kernels) -> optax.GradientTransformation:
     require_function("where", where)
 
     def update(updates, params=None):
-        params = _require_params("fixed_support", params)
+        params = require_params("fixed_support", params)
         chosen, _, leaves = selected(params, where)
         kept = [leaf != 0 if i in chosen else None for i, leaf in enumerate(leaves)]
         mask = jax.tree.unflatten(jax.tree.structure(params), kept)
-        return _each(lambda d, keep: d if keep is None else jnp.where(keep, d, 0), updates, mask)
+        return each(lambda d, keep: d if keep is None else jnp.where(keep, d, 0), updates, mask)
 
     return optax.stateless(update)
 
@@ -194,9 +192,9 @@ def group_penalty(operator: ProximalOperator, strength: Strength) -> optax.Gradi
     strength = as_schedule("strength", strength)
 
     def update(updates, state, params=None):
-        gradient = operator.gradient_on_selected(_require_params("group_penalty", params))
+        gradient = operator.gradient_on_selected(require_params("group_penalty", params))
         scale = strength(state.step)
-        return _each(lambda d, g: d if g is None else _plus(d, scale, g), updates, gradient), _next(state)
+        return each(lambda d, g: d if g is None else plus(d, scale, g), updates, gradient), _next(state)
 
     return optax.GradientTransformation(_start, update)
 
@@ -256,32 +254,35 @@ def _next(state):
     return StepState(optax.safe_increment(state.step))
 
 
-def _is_none(x):
+def is_none(x):
+    """Whether x is None: a leaf, in trees of updates."""
     return x is None
 
 
-def _each(f, updates, *trees):
+def each(f, updates, *trees):
     """f on every update and what belongs to it; an update of None, as of a frozen leaf, stays None."""
-    return jax.tree.map(lambda d, *x: None if d is None else f(d, *x), updates, *trees, is_leaf=_is_none)
+    return jax.tree.map(lambda d, *x: None if d is None else f(d, *x), updates, *trees, is_leaf=is_none)
 
 
-def _widened(x):
+def widen(x):
+    """x in float32 if it is in half precision, else x itself."""
     half = getattr(x, "dtype", None) in HALF
     return x.astype(jnp.float32) if half else x
 
 
 def _pulled(d, w, u, scale):
     """d + scale (w - u); a leaf that prox handed through is left alone."""
-    return d if u is w else _plus(d, scale, w - u)
+    return d if u is w else plus(d, scale, w - u)
 
 
-def _plus(d, scale, x):
+def plus(d, scale, x):
     """d + scale x in the wider of their dtypes and at least float32, back in d's."""
     wide = at_least_float32(d.dtype, x.dtype)
     return (d.astype(wide) + jnp.asarray(scale, wide) * x.astype(wide)).astype(d.dtype)
 
 
-def _require_params(link, params):
+def require_params(link, params):
+    """The params; ValueError, naming the link, if there are none."""
     if params is None:
         raise ValueError(f"{link} needs the parameters: call update(updates, state, params)")
     return params

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 import rvsm_jax
@@ -55,6 +56,29 @@ def lasso(n=40, d=15, seed=0):
     a = rng.normal(size=(n, d))
     b = a[:, :4] @ rng.normal(size=4) * 2 + 0.1 * rng.normal(size=n)
     return a, b, lambda x: a.T @ (a @ x - b), np.linalg.norm(a, 2) ** 2
+
+
+def everything(path, leaf):
+    return True
+
+
+def curved(xp):
+    """The gradient of f(w) = sum (1 - cos 3 w) / 3 + 0.15 w^2."""
+    return lambda w: xp.sin(3 * w) + 0.3 * w
+
+
+def train(tx, f_grad, w, steps):
+    """The weights, an array or a tree of them, after so many steps in float64."""
+    with jax.enable_x64(True):
+        params = {"w": jax.tree.map(jnp.asarray, w)}
+
+        def step(_, carried):
+            params, state = carried
+            updates, state = tx.update({"w": f_grad(params["w"])}, state, params)
+            return optax.apply_updates(params, updates), state
+
+        run = jax.jit(lambda *start: jax.lax.fori_loop(0, steps, step, start))
+        return jax.tree.map(np.asarray, run(params, tx.init(params))[0]["w"])
 
 
 def hard(w, t):

@@ -10,6 +10,7 @@ import pytest
 
 import rvsm_jax
 from experiments import (
+    admm_lenet,
     bench_shrink,
     bench_splitting,
     common,
@@ -19,10 +20,11 @@ from experiments import (
     rvsm_lenet,
     rvsm_resnet18,
     sparse,
+    tables,
     timing,
 )
 from experiments.vgg import vgg11
-from rvsm_jax import models
+from rvsm_jax import models, storage
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,26 @@ def test_rvsm_lenet(tmp_path, real_data_dir):
     assert found["table"][0]["accuracy"]["mean"] > 60
     with pytest.raises(SystemExit, match="unknown settings \\['l7'\\]; lenet5 has 'dense', 'transformed l1'"):
         rvsm_lenet.main(rvsm_lenet.LeNetOptions(quick=True, out=tmp_path, data_dir=real_data_dir, settings=("l7",)))
+
+
+def test_admm_lenet(tmp_path, monkeypatch):
+    """The first and the last stage of ADMM-NN, the file and the table, on a network that compiles fast."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (256, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 256).astype(np.int32)
+    monkeypatch.setattr(admm_lenet, "_data", lambda options: (noise, noise))
+    small = functools.partial(models.lenet_300_100, image_shape=(8, 8, 1))
+    monkeypatch.setattr(models, "lenet5", lambda key, activation: small(key))
+    monkeypatch.setattr(admm_lenet, "EPOCHS", {"prune": 1, "finish": 1})
+    for name, value in {"KEEP": 0.1, "LEVELS": 4}.items():
+        monkeypatch.setattr(admm_lenet, name, {f"dense{i}/kernel": value for i in (1, 2, 3)})
+    admm_lenet.main(admm_lenet.AdmmOptions(quick=True, out=tmp_path))
+    found = result(tmp_path, "admm_lenet")
+    weights = 64 * 300 + 300 * 100 + 100 * 10
+    assert [row["nonzeros"]["mean"] for row in found["table"]] == [weights // 10] * 2
+    last, file = found["table"][-1], tmp_path / "admm_lenet-0-quick.rvsm"
+    assert last["file_bytes"]["mean"] == file.stat().st_size < 0.1 * last["dense_bytes"]["mean"]
+    assert last["weight_bytes"]["mean"] == storage.weight_bytes(storage.read(file)) <= weights // 10 * 3 / 8
+    assert f"{file.stat().st_size:,}" in tables.admm_lenet(found)
 
 
 @pytest.mark.parametrize("options", [{"protocol": "fast"}, {"protocol": "published", "as_released": True}])
@@ -108,7 +130,7 @@ def test_fine_tuning_keeps_the_support():
 def test_bench_splitting(tmp_path):
     bench_splitting.main(bench_splitting.BenchOptions(quick=True, out=tmp_path, rounds=3))
     found = result(tmp_path, "bench_splitting")
-    assert len(found["steps"]) == 8 and found["path"]["lanes"] == 4
+    assert len(found["steps"]) == 10 and found["path"]["lanes"] == 4
 
 
 def test_rgsm_channels_goes_on_where_it_stopped(tmp_path, capsys):

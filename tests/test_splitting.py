@@ -11,9 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rvsm_jax
-from tests.problems import TREES, by_groups, hard, lasso, soft, transformed
+from tests.problems import TREES, by_groups, curved, everything, hard, lasso, soft, train, transformed
 
-everything = lambda path, leaf: True  # noqa: E731
 SGD = functools.partial(optax.sgd, 0.01, momentum=0.9, nesterov=True)
 RAMP = optax.linear_schedule(0.0, 0.05, 10)
 A1 = rvsm_jax.transformed_l1(0.7)
@@ -29,6 +28,9 @@ RECIPES = {
     "sparse group": lambda: rvsm_jax.sparse_group(SGD(), A1, 0.02, 0.5, mix=0.3),
     "prox_sgd": lambda: rvsm_jax.prox_sgd(0.01, rvsm_jax.l1(), 1.0, momentum=0.9),
     "prox_sgd schedules": lambda: rvsm_jax.prox_sgd(RAMP, rvsm_jax.half_norm(), RAMP),
+    "admm_nn prune": lambda: rvsm_jax.admm_nn(SGD(), 0.5, 2, RAMP, 2).prune,
+    "binary_relax": lambda: rvsm_jax.binary_relax(SGD(), rvsm_jax.ternary(), RAMP, 2),
+    "bcr_reweighted": lambda: rvsm_jax.bcr_reweighted(SGD(), 2, 3, 0.1, 2, zero_below=1.0),
 }
 recipes = pytest.mark.parametrize("name", RECIPES)
 
@@ -185,7 +187,16 @@ LINKS = {
     "proximal_step": lambda prox: rvsm_jax.proximal_step(prox, 0.1),
     "group_penalty": lambda prox: rvsm_jax.group_penalty(prox, 0.1),
     "fixed_support": lambda prox: rvsm_jax.fixed_support(),
+    "admm_splitting": lambda prox: rvsm_jax.admm_splitting(prox, 0.5, lam=0.1),
+    "relaxed_projection": lambda prox: rvsm_jax.relaxed_projection(prox, 0.5),
+    "partial_projection": lambda prox: rvsm_jax.partial_projection(prox, 0.5),
+    "reweighted_penalty": lambda prox: rvsm_jax.reweighted_penalty(rvsm_jax.filters, 0.1),
+    "penalty_gradient": lambda prox: rvsm_jax.penalty_gradient(squares, 0.1),
 }
+
+
+def squares(params):
+    return sum((x**2).sum() for x in jax.tree.leaves(params) if hasattr(x, "shape"))
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -277,25 +288,6 @@ THRESHOLDS = {
     "group l0": (rvsm_jax.l0(), rvsm_jax.over(1), by_groups(hard, 1)),
     "group l1": (rvsm_jax.l1(), rvsm_jax.over(1), by_groups(soft, 1)),
 }
-
-
-def train(tx, f_grad, w, steps):
-    with jax.enable_x64(True):
-        params = {"w": jnp.asarray(w)}
-        state = tx.init(params)
-
-        @jax.jit
-        def step(params, state):
-            updates, state = tx.update({"w": f_grad(params["w"])}, state, params)
-            return optax.apply_updates(params, updates), state
-
-        for _ in range(steps):
-            params, state = step(params, state)
-        return np.asarray(params["w"])
-
-
-def curved(xp):
-    return lambda w: xp.sin(3 * w) + 0.3 * w
 
 
 @pytest.mark.parametrize("kind", THRESHOLDS)

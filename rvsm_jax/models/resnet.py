@@ -12,6 +12,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -117,6 +118,22 @@ def preact_blocks(depth: int) -> tuple[int, int, int]:
     if depth not in PREACT_DEPTHS:
         raise ValueError(f"depth must be one of {', '.join(map(str, PREACT_DEPTHS))}, got {depth}")
     return ((depth - 2) // 6,) * 3
+
+
+def between_shortcuts(path: str, leaf: Any) -> bool:
+    """True for the 3x3 convolutions of residual branches, which a shortcut bypasses: a layer that may go as a whole.
+
+    Args:
+      path: the leaf's path.
+      leaf: the leaf.
+
+    Returns:
+      Whether it is such a kernel of the networks above; 18 of ResNet-20.
+
+    >>> between_shortcuts("stage1_block1/conv2/kernel", None), between_shortcuts("conv1/kernel", None)
+    (True, False)
+    """
+    return "_block" in path and path.endswith(("conv1/kernel", "conv2/kernel"))
 
 
 class BasicBlock(nnx.Module):
