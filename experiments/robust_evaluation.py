@@ -76,6 +76,8 @@ def accuracies(
 ) -> dict[str, float]:
     """Accuracy in percent, as the images are ("natural") and under each attack; noise is drawn anew to judge.
 
+    An image that is misclassified as it is counts as misclassified under every attack: the adversary may leave it be.
+
     Args:
       logits_fn: the network.
       named: attacks, ``(logits_fn, images, labels, key) -> images``, by name.
@@ -94,7 +96,8 @@ def accuracies(
         for i, name in enumerate(right):
             attack_key, judge_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, start), i))
             twins = x if name == "natural" else named[name](logits_fn, x, y, attack_key)
-            right[name].append(np.asarray(judge(jax.tree_util.Partial(logits_fn), twins, judge_key) == y))
+            found = np.asarray(judge(jax.tree_util.Partial(logits_fn), twins, judge_key) == y)
+            right[name].append(found if name == "natural" else found & right["natural"][-1])
     return {name: 100 * float(np.concatenate(found).mean()) for name, found in right.items()}
 
 

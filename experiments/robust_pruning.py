@@ -173,8 +173,6 @@ def pooled(images: np.ndarray, size: int) -> np.ndarray:
 
 def _run(options: RobustOptions, protocol: Protocol, row: Row, seed: int, done: Any) -> dict[str, Any]:
     """A row of the results file; of one that is done, with AutoAttack's column."""
-    if jax.default_backend() == "cpu":  # the next seed's step is the same program
-        jax.config.update("jax_compilation_cache_dir", "runs/compiled")
     training, validation, test = _data(protocol, options.data_dir)
     net, start = NETS[row.net], time.time()
     network = net.build(jax.random.key(seed), test[0].shape[-1], noise_over="batch" if options.as_released else "image")
@@ -274,4 +272,5 @@ def _name(options: RobustOptions) -> str:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", "runs/compiled")  # the next seed's step is the same program
     main(tyro.cli(RobustOptions, description=__doc__))

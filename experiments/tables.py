@@ -247,7 +247,18 @@ def robust_reduced(results: Results) -> str:
     ]
     planned = 3 * sum(map(len, robust_pruning.REDUCED_ROWS.values()))
     missing = planned - len(results["rows"])
-    head = ("reduced", "seeds", "natural %", "FGSM", "IFGSM20", "C&W", "AutoAttack", "zeros %", "channels %", "work %")
+    head = (
+        "reduced",
+        "seeds",
+        "natural %",
+        "FGSM",
+        "IFGSM20",
+        "C&W",
+        "AutoAttack",
+        "zeros %",
+        "channels %",
+        "multiply-adds %",
+    )
     left = f"{missing} of {planned} runs are missing" if missing else "all runs"
     return markdown(head, rows) + provenance(results, f"mean ± standard deviation; {left}")
 

@@ -71,9 +71,6 @@ def test_trades_finds_an_end_of_the_ball_for_every_image():
     wanted = softplus(-MARGIN) + 6 * kl(natural, natural + moved)
     found = adversary.objective(jnp.float32(z), jnp.float32(attacked), jnp.asarray(LABELS))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
-    _, metrics = step_loss(**adversary._asdict())
-    ends = np.stack([softplus(-MARGIN) + 6 * kl(natural, natural + s * REACH) for s in (-1, 1)])
-    assert ends.min(0).mean() - 1e-4 < metrics["loss"] < ends.max(0).mean() + 1e-4
 
 
 def test_a_scheduled_radius_follows_the_steps():
@@ -133,8 +130,6 @@ def test_the_accuracy_of_u_under_attack_selects_the_epoch():
     assert np.argmax(robust) != np.argmax(clean) and result.step == 14 * (1 + int(np.argmax(robust)))
     found = train.evaluate(forward, result.sparse_params, {}, *validation, perturb=attack)
     assert found["accuracy"] == max(robust)
-    alone = fit(attack=attack, sparse=None, epochs=1).history[0]
-    assert "w_robust_accuracy" in alone and "u_robust_accuracy" not in alone
 
 
 @pytest.mark.parametrize(
