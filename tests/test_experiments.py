@@ -130,7 +130,7 @@ def test_fine_tuning_keeps_the_support():
 def test_bench_splitting(tmp_path):
     bench_splitting.main(bench_splitting.BenchOptions(quick=True, out=tmp_path, rounds=3))
     found = result(tmp_path, "bench_splitting")
-    assert len(found["steps"]) == 10 and found["path"]["lanes"] == 4
+    assert len(found["steps"]) == 5 and found["path"]["lanes"] == 4
 
 
 def test_rgsm_channels_goes_on_where_it_stopped(tmp_path, capsys):
