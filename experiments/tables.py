@@ -235,7 +235,7 @@ ATTACKS = ("natural", "fgsm", "ifgsm20", "cw", "autoattack")
 
 
 def robust_reduced(results: Results) -> str:
-    """The small protocol's rows: accuracies of u under attack, sparsity and work."""
+    """The small protocol's rows: accuracies of u under attack, sparsity and work; then the published tables."""
     rows = [
         (
             f"{row['dataset']}, {row['name']}",
@@ -260,7 +260,8 @@ def robust_reduced(results: Results) -> str:
         "multiply-adds %",
     )
     left = f"{missing} of {planned} runs are missing" if missing else "all runs"
-    return markdown(head, rows) + provenance(results, f"mean ± standard deviation; {left}")
+    full = common.load("robust_pruning") if (common.RESULTS / "robust_pruning.json").exists() else {"table": ()}
+    return markdown(head, rows) + provenance(results, f"mean ± standard deviation; {left}") + "\n" + robust(full)
 
 
 def robust(results: Results) -> str:
@@ -296,7 +297,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench_no_overlap": no_overlap_rate,
     "bench_attacks": attacks,
     "robust_pruning-reduced": robust_reduced,
-    "robust_pruning": robust,
 }
 
 
@@ -348,8 +348,6 @@ def rendered(text: str, folder: pathlib.Path = common.RESULTS) -> str:
         start, name, end = match.groups()
         if name not in TABLES:
             raise SystemExit(f"unknown table {name!r}; known: {', '.join(TABLES)}")
-        if name == "robust_pruning" and not (folder / f"{name}.json").exists():
-            return start + TABLES[name]({"table": ()}) + end  # what was published stands by itself
         if not (folder / f"{name}.json").exists():
             return f"{start}(no results yet: `{name}.json`)\n{end}"
         return start + TABLES[name](common.load(name, folder)) + end

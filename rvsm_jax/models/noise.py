@@ -1,8 +1,8 @@
 """Gaussian noise of the size of what it is added to, in training and at test time alike.
 
-Drawing one normal number by JAX's default generator takes a CPU as long as many multiply-adds: for ResNet-20 half as
-long as the network's forward and backward pass. Here a number costs two rounds of a 32-bit mixing function of its
-index, shifted by two random words, and one inverse error function: 0.4 times the time, in the compiler's own loops.
+Drawing one normal number by JAX's default generator takes a CPU as long as many multiply-adds. Here a number costs two
+rounds of a 32-bit mixing function of its index, shifted by two random words, and one inverse error function, all in the
+compiler's own loops.
 """
 
 import math
