@@ -97,10 +97,10 @@ class RobustOptions(common.Options):
 FULL = Protocol("cifar10", 8 / 255)
 REDUCED = {
     "cifar10": Protocol(
-        "cifar10", 8 / 255, steps=5, epochs=6, examples=4500, validation=500, test=500, batch_size=64, pool=2
+        "cifar10", 8 / 255, steps=5, epochs=8, examples=10_500, validation=500, test=1000, batch_size=64, pool=2
     ),
     "mnist": Protocol(
-        "mnist", 0.3, steps=5, epochs=6, examples=4500, validation=500, test=500, batch_size=64, pool=2, growing=0.6
+        "mnist", 0.3, steps=5, epochs=10, examples=4500, validation=500, test=1000, batch_size=64, pool=2, growing=0.6
     ),
 }
 QUICK: dict[str, Any] = {"epochs": 2, "examples": 320, "validation": 64, "test": 64, "steps": 2}
