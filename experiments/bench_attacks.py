@@ -1,4 +1,4 @@
-"""What attacks cost: PGD over its gradients, AutoAttack over its passes, and both against foolbox and torchattacks.
+"""What attacks and ensembles cost: over their own gradients and passes, over single networks, over two libraries.
 
     python -m experiments.bench_attacks             # about four minutes on two cores, with the ``bench`` extra
     python -m experiments.bench_attacks --quick
@@ -31,6 +31,11 @@ from rvsm_jax.step import init_state, make_step
 
 EPS = {"LeNet-5": 0.2, "ResNet-20": 8 / 255}
 STEPS = 20
+ASKED: dict[str, tuple[bool, int | None]] = {  # of an ensemble: whether in training, by what
+    "logits": (False, None),
+    "gradient by images": (False, 1),
+    "gradient by weights": (True, 0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +88,35 @@ def cost_of_pgd(name: str, logits_fn: Any, images: jax.Array, labels: jax.Array,
     seconds = interleaved(calls, rounds)
     ratios = {k: ratio(seconds, k, "gradients") for k in ("called", "jitted")}
     return {"network": name, "batch": len(images), "seconds": float(np.median(seconds["gradients"])), **ratios}
+
+
+def cost_of_ensemble(members: int, depth: int, batch: int, rounds: int) -> dict[str, Any]:
+    """An ensemble's logits, gradient by images and gradient by weights, over those of so many single networks."""
+    single = models.preact_resnet(jax.random.key(0), depth=depth)
+    ensemble = models.enresnet(jax.random.key(0), members=members, depth=depth)
+    x = jax.random.uniform(jax.random.key(1), (batch, 32, 32, 3))
+    y = jax.random.randint(jax.random.key(2), (batch,), 0, 10)
+    ratios = {}
+    for name, train, of in (
+        ("logits", False, None),
+        ("gradient by images", False, 1),
+        ("gradient by weights", True, 0),
+    ):
+
+        def call(network, key, train=train, of=of):
+            def loss(params, images):
+                logits = network.forward(params, network.state, images, key, train)[0]
+                return logits if of is None else attacks.cross_entropy(logits, y).sum()
+
+            return jax.jit(loss if of is None else jax.grad(loss, of))
+
+        one, many = call(single, None), call(ensemble, jax.random.key(3))
+        calls = {
+            "single": lambda f=one: [f(single.params, x) for _ in range(members)],
+            "ensemble": lambda f=many: f(ensemble.params, x),
+        }
+        ratios[name] = ratio(interleaved(calls, rounds), "ensemble", "single")
+    return {"network": f"ResNet-{depth}", "members": members, "batch": batch, "ratio": ratios}
 
 
 def torch_twin(name: str, network: models.Network) -> Any:
@@ -262,6 +296,10 @@ def main(options: Options) -> None:
     cost = [cost_of_pgd(name, logits_of(net), a, b, rounds) for name, (net, a, b) in cases.items()]
     for row in cost:
         print({k: row[k] for k in ("network", "called", "jitted")})
+    ensembles = [
+        cost_of_ensemble(n, 8 if options.quick else 20, batch // 4, rounds) for n in (2, 5)[: 1 if options.quick else 2]
+    ]
+    print(ensembles)
     rows: list[dict[str, Any]] = []
     auto: dict[str, Any] = {}
     if torch_available():
@@ -273,7 +311,16 @@ def main(options: Options) -> None:
         auto = cost_of_autoattack(logits_of(network), torch_twin("LeNet-5", network), x[:n], y[:n], options)
     for line in [*rows, auto]:
         print(line)
-    path = common.save("bench_attacks", options, started, rounds=rounds, cost=cost, libraries=rows, autoattack=auto)
+    path = common.save(
+        "bench_attacks",
+        options,
+        started,
+        rounds=rounds,
+        cost=cost,
+        ensembles=ensembles,
+        libraries=rows,
+        autoattack=auto,
+    )
     print(f"saved {path}")
 
 

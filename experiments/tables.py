@@ -209,12 +209,18 @@ def channels(results: Results) -> str:
 
 
 def attacks(results: Results) -> str:
-    """PGD over its gradients, AutoAttack over its passes, and both over two libraries in PyTorch."""
+    """PGD over its gradients, ensembles over single networks, AutoAttack over its passes, all over two libraries."""
     rows = []
     for row in results["cost"]:
         what = f"20 gradients of {row['network']}, batch {row['batch']}"
         rows += [
             (f"PGD-20{how}", what, quartiles(row[key])) for how, key in (("", "called"), (" under `jit`", "jitted"))
+        ]
+    for row in results["ensembles"]:
+        n, network = row["members"], row["network"]
+        rows += [
+            (f"{what}, En{n}{network.replace('-', '')}", f"{n} of {network}, batch {row['batch']}", quartiles(measured))
+            for what, measured in row["ratio"].items()
         ]
     for row in results["libraries"]:
         name = f"{row['attack']}, {row['network']}"
