@@ -83,7 +83,10 @@ def test_admm_lenet(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"protocol": "fast"}, {"protocol": "published", "as_released": True}])
-def test_rvsm_resnet18(tmp_path, real_data_dir, options):
+def test_rvsm_resnet18(tmp_path, real_data_dir, monkeypatch, options):
+    """Both protocols from the data to the record, on a network that compiles fast."""
+    small = functools.partial(models.preact_resnet, depth=8)
+    monkeypatch.setattr(models, "resnet18", lambda key, width: small(key, width=width // 2))
     options = rvsm_resnet18.ResNetOptions(quick=True, out=tmp_path, data_dir=real_data_dir, **options)
     rvsm_resnet18.main(options)
     (path,) = tmp_path.glob("*.json")
@@ -127,7 +130,8 @@ def test_fine_tuning_keeps_the_support():
     assert row["nonzeros"] < 0.9 * row["weights"] and 0 <= row["fine_tuned"] <= 100
 
 
-def test_bench_splitting(tmp_path):
+def test_bench_splitting(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "lenet5", models.lenet_300_100)
     bench_splitting.main(bench_splitting.BenchOptions(quick=True, out=tmp_path, rounds=3))
     found = result(tmp_path, "bench_splitting")
     assert len(found["steps"]) == 5 and found["path"]["lanes"] == 4
