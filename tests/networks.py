@@ -159,7 +159,7 @@ def plain_convolutions():
 
 
 def ensemble():
-    members = [plain_mlp(), of_library(models.preact_resnet(KEY, width=2, channels=2))]
+    members = [plain_mlp(), of_library(models.preact_resnet(KEY, depth=8, width=2, channels=2))]
     return lambda v, x: jnp.mean(jnp.stack([fn(u, x)[:, :3] for (fn, _), u in zip(members, v, strict=True)]), 0), [
         v for _, v in members
     ]
@@ -170,7 +170,7 @@ LARGE = (16, 16, 2)
 NETWORKS = {
     "lenet5": (lambda: of_library(models.lenet5(KEY, image_shape=LARGE)), LARGE),
     "lenet_300_100": (lambda: of_library(models.lenet_300_100(KEY, image_shape=SHAPE)), SHAPE),
-    "preact_resnet": (lambda: of_library(models.preact_resnet(KEY, width=4, channels=2)), SHAPE),
+    "preact_resnet": (lambda: of_library(models.preact_resnet(KEY, depth=8, width=4, channels=2)), SHAPE),
     "resnet18": (lambda: of_library(models.resnet18(KEY, width=4, channels=2)), SHAPE),
     "linen_vgg": (lambda: of_linen(Vgg(), SHAPE), SHAPE),
     "linen_densenet": (lambda: of_linen(DenseNet(), SHAPE), SHAPE),

@@ -48,13 +48,14 @@ def shapes_of(make) -> models.Network:
     return jax.eval_shape(lambda key: make(key)._replace(forward=None), jax.random.key(0))
 
 
-@pytest.mark.parametrize(("name", "count"), [("lenet_300_100", 266_200), ("lenet5", 430_500)])
-def test_lenet_has_the_published_number_of_weights(name, count):
-    assert weights(build(name).params) == count
+@pytest.mark.parametrize(("make", "count"), [(models.lenet_300_100, 266_200), (models.lenet5, 430_500)])
+def test_lenet_has_the_published_number_of_weights(make, count):
+    assert weights(shapes_of(make).params) == count
 
 
 def test_lenet5_layers_are_caffes():
-    shapes = [x.shape for path, x in jax.tree.leaves_with_path(build("lenet5").params) if path[-1].key == "kernel"]
+    params = shapes_of(models.lenet5).params
+    shapes = [x.shape for path, x in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
     assert shapes == [(5, 5, 1, 20), (5, 5, 20, 50), (800, 500), (500, 10)]
 
 

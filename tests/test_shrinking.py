@@ -17,7 +17,7 @@ from tests.networks import KEY, NETWORKS, of_library, pruned
 
 LARGE = dict.fromkeys(("lenet5", "preact_resnet", "resnet18", "ensemble"), 4)
 MODES = {"preact_resnet": ["keep"], "resnet18": ["fold"], "lenet5": ["fold"]}  # one to compile for the large ones
-CASES = LARGE | {"mlp": 50, "linen_groupnorm": 10, "linen_attention": 10}
+CASES = LARGE | {"mlp": 80, "linen_groupnorm": 10, "linen_attention": 10}
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def assert_same_outputs(name, seed, dtype, tolerance, **options):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_random_masks_change_nothing_in_float64(name):
-    cases, shrunk = CASES.get(name, 20), []
+    cases, shrunk = CASES.get(name, 14), []
 
     @settings(max_examples=cases, deadline=None, database=None, derandomize=True)
     @given(
