@@ -1,4 +1,4 @@
-"""What the comparisons of compressors share: their data, a training from given weights, and results that grow by rows."""
+"""What the comparisons of compressors share: data, a training from given weights, and results that grow by rows."""
 
 import dataclasses
 import functools
@@ -80,7 +80,7 @@ def fit(
       Its result.
     """
     grey = sets[0][0].shape[-1] == 1
-    defaults = {"batch_size": 128, "progress": False, "key": jax.random.key(seed)}
+    defaults: dict[str, Any] = {"batch_size": 128, "progress": False, "key": jax.random.key(seed)}
     defaults["augment"] = functools.partial(data.crop, padding=2) if grey else data.augment
     return train.fit(
         network.forward, network.params, network.state, method.tx, *sets, epochs=epochs, sparse=method.sparse,
