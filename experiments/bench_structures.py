@@ -7,8 +7,9 @@ A 3x3 convolution, 64 to 64 channels at 16 x 16 pixels, and a dense layer, 800 t
 structure keeps a half to a hundredth. A structure is run by each kernel that JAX has for it, and the fastest counts:
 ``rvsm_jax.layouts`` (dense products of gathered inputs), ``jax.experimental.sparse``, a loop over the non-zero weights
 of a convolution, two factors, or simply a smaller layer. Each is checked against the dense layer with the same zeros.
-Layers take turns, and a ratio is the median over turns; below 1 the compressed layer is faster. Break-even (Ren et al.,
-arXiv:1812.11677) is the smallest share of zeros from which on it is not slower.
+Layers take turns, and a ratio is the median over turns; below 1 the compressed layer is faster. Each is a call of its
+own, and ``call_ms`` is what a call that does nothing takes. Break-even (Ren et al., arXiv:1812.11677) is the smallest
+share of zeros from which on the compressed layer is not slower.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ class StructureOptions(common.Options):
       rounds: turns of every layer.
     """
 
-    rounds: int = 21
+    rounds: int = 51
 
 
 class Layer(NamedTuple):
@@ -180,7 +181,7 @@ def measure(layer: Layer, batch: int, zeros: float, rounds: int) -> list[dict[st
     """
     w = jax.random.normal(jax.random.key(0), layer.kernel) / np.sqrt(np.prod(layer.kernel[:-1]))
     x = jax.random.normal(jax.random.key(1), (batch, *layer.image))
-    calls, rows = {"dense": _compiled(dense, w, x)}, []
+    calls, rows = {"dense": _compiled(dense, w, x), "call": _compiled(lambda x: x + 1, jnp.zeros(()))}, []
     limit = HOPELESS * _quickest(calls["dense"])
     for structure, make in STRUCTURES.items():
         row: dict[str, Any] = {"structure": structure, "batch": batch, "zeros": zeros, "kernels": {}}
@@ -194,7 +195,7 @@ def measure(layer: Layer, batch: int, zeros: float, rounds: int) -> list[dict[st
         rows.append(row)
     seconds = interleaved(calls, rounds)
     for row in rows:
-        row["dense_ms"] = 1e3 * float(np.median(seconds["dense"]))
+        row["dense_ms"], row["call_ms"] = (1e3 * float(np.median(seconds[name])) for name in ("dense", "call"))
         for name, found in row["kernels"].items():
             call_name = f"{row['structure']}/{name}"
             if call_name in calls:
@@ -324,7 +325,8 @@ def main(options: StructureOptions) -> None:
                 mine = [r for r in rows if (r["layer"], r["batch"], r["structure"]) == (name, batch, structure)]
                 times = {str(r["zeros"]): r["time"] for r in mine}
                 found = {"layer": name, "batch": batch, "structure": structure, "break_even": break_even(mine)}
-                table.append(found | {"times": times, "kernels": [r["best"] for r in mine]})
+                ms = {m: float(np.median([r[m] for r in mine])) for m in ("dense_ms", "call_ms")}
+                table.append(found | ms | {"times": times, "kernels": [r["best"] for r in mine]})
                 print(f"{name}, batch {batch}, {structure}: from {found['break_even']}; {_brief(mine)}", flush=True)
     saved = common.save("bench_structures", options, started, rounds=options.rounds, table=table, rows=rows)
     draw(rows, common.output_path("bench_structures", options, ".png"))
