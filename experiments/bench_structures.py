@@ -152,7 +152,8 @@ def shrunk(w: jax.Array, keep: float) -> Iterator[tuple[str, Kernel]]:
     yield "a smaller layer", Kernel(dense, small, expected, slice(i), slice(o))
 
 
-STRUCTURES: dict[str, Callable[[jax.Array, float], Iterator[tuple[str, Kernel]]]] = {
+Structure = Callable[[jax.Array, float], Iterator[tuple[str, Kernel]]]
+STRUCTURES: dict[str, Structure] = {
     "single zeros": single_zeros,
     "blocks: rows and columns": block_rows_and_columns,
     "block columns": block_columns,
@@ -164,7 +165,14 @@ STRUCTURES: dict[str, Callable[[jax.Array, float], Iterator[tuple[str, Kernel]]]
 }
 
 
-def measure(layer: Layer, batch: int, zeros: float, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    layer: Layer,
+    batch: int,
+    zeros: float,
+    rounds: int,
+    structures: Mapping[str, Structure] = STRUCTURES,
+    run: Callable[[jax.Array, jax.Array], jax.Array] = dense,
+) -> list[dict[str, Any]]:
     """A row for every structure: the share of weights it stores, and the time of each of its kernels.
 
     Args:
@@ -172,6 +180,8 @@ def measure(layer: Layer, batch: int, zeros: float, rounds: int) -> list[dict[st
       batch: the batch size.
       zeros: the share of weights that are to go.
       rounds: turns.
+      structures: by name.
+      run: the dense layer, y = run(w, x).
 
     Returns:
       The rows.
@@ -181,13 +191,13 @@ def measure(layer: Layer, batch: int, zeros: float, rounds: int) -> list[dict[st
     """
     w = jax.random.normal(jax.random.key(0), layer.kernel) / np.sqrt(np.prod(layer.kernel[:-1]))
     x = jax.random.normal(jax.random.key(1), (batch, *layer.image))
-    calls, rows = {"dense": _compiled(dense, w, x), "call": _compiled(lambda x: x + 1, jnp.zeros(()))}, []
+    calls, rows = {"dense": _compiled(run, w, x), "call": _compiled(lambda x: x + 1, jnp.zeros(()))}, []
     limit = HOPELESS * _quickest(calls["dense"])
-    for structure, make in STRUCTURES.items():
+    for structure, make in structures.items():
         row: dict[str, Any] = {"structure": structure, "batch": batch, "zeros": zeros, "kernels": {}}
         for name, kernel in make(w, 1 - zeros):
             call = _compiled(kernel.fn, kernel.stored, jnp.asarray(x[..., kernel.inputs]))
-            _check(f"{structure}, {name}", call(), dense(kernel.expected, x)[..., kernel.outputs])
+            _check(f"{structure}, {name}", call(), run(kernel.expected, x)[..., kernel.outputs])
             first = _quickest(call)
             row["kernels"][name] = {"weights": _weights(kernel) / w.size, "once": first}
             if first <= limit:
@@ -292,7 +302,7 @@ def draw(rows: list[dict[str, Any]], path: Any) -> None:
     """The fastest kernel's time against the share of weights that is kept: a panel for each layer and batch."""
     names, batches = (list(dict.fromkeys(row[key] for row in rows)) for key in ("layer", "batch"))
     figure, grid = plt.subplots(
-        len(names), len(batches), figsize=(9, 3.4 * len(names)), layout="constrained", sharex=True, squeeze=False
+        len(names), len(batches), figsize=(10, 3.4 * len(names)), layout="constrained", sharex=True, squeeze=False
     )
     for (line, name), (k, batch) in ((a, b) for a in zip(grid, names, strict=True) for b in enumerate(batches)):
         panel = line[k]
@@ -308,7 +318,7 @@ def draw(rows: list[dict[str, Any]], path: Any) -> None:
         panel.axhline(1, color="grey", lw=0.8)
         panel.set(xscale="log", yscale="log", title=f"{name}, batch {batch}")
         panel.set(xlabel="share of weights kept", ylabel="time / dense")
-    grid[0][-1].legend(fontsize="x-small")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -135,7 +135,7 @@ def grow(
             continue
         row = key | run(key) | {"plan": shared, "revision": common.revision()}
         rows.append(row)
-        print(", ".join(f"{k} {_brief(v)}" for k, v in row.items() if isinstance(v, str | int | float)), flush=True)
+        print(", ".join(f"{k} {brief(v)}" for k, v in row.items() if isinstance(v, str | int | float)), flush=True)
         minutes = round(sum(row["seconds"] for row in rows) / 60, 2)
         script = name.split("-")[0]
         common.save(
@@ -174,7 +174,8 @@ def seconds(result: train.FitResult) -> float:
     return sum(record["seconds"] or 0.0 for record in result.history)
 
 
-def _brief(value: Any) -> Any:
+def brief(value: Any) -> Any:
+    """A number in four digits, for the terminal."""
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
