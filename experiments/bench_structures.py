@@ -1,6 +1,6 @@
 """What zeros buy in one layer: time of the compressed layer over the dense one's, by structure and share of zeros.
 
-    python -m experiments.bench_structures             # three minutes of two cores, and a figure
+    python -m experiments.bench_structures             # a minute of two cores, and a figure
     python -m experiments.bench_structures --quick     # one small layer
 
 A 3x3 convolution, 64 to 64 channels at 16 x 16 pixels, and a dense layer, 800 to 500, with random weights, of which a
@@ -10,6 +10,11 @@ of a convolution, two factors, or simply a smaller layer. Each is checked agains
 Layers take turns, and a ratio is the median over turns; below 1 the compressed layer is faster. Each is a call of its
 own, and ``call_ms`` is what a call that does nothing takes. Break-even (Ren et al., arXiv:1812.11677) is the smallest
 share of zeros from which on the compressed layer is not slower.
+
+Found on two cores: single zeros break even at 90 to 99 %, blocks with rows and columns gone at 90 to 99 %, with columns
+alone at 50 to 90 %; whole columns at 50 to 75 %, and filters, factors and smaller layers at 50 to 75 %. With 90 % gone
+the convolution takes at batch 64 1.20 of the dense time as single zeros, 0.38 as block columns, 0.21 as factors and 0.17
+as a smaller layer.
 """
 
 import dataclasses
@@ -134,7 +139,7 @@ def low_rank(w: jax.Array, keep: float) -> Iterator[tuple[str, Kernel]]:
     for spatial in (False, True)[: 1 + (w.ndim == 4)]:
         f = factors.decompose(w, spatial=spatial)
         rank = max(1, round(keep * w.size / (f.u.size + f.v.size) * f.s.size))
-        u, v = f.u[..., :rank] * f.s[:rank], f.v[..., :rank, :]
+        u, v = f.u[..., :rank] * jnp.expand_dims(f.s[:rank], range(f.u.ndim - 1)), f.v[..., :rank, :]
         expected = factors.merge(factors.Factors(u, jnp.ones(rank), v))
         if spatial:  # (h, 1, i, r), (1, w, r, o): the product is spatial by itself
             expected = jnp.einsum("hir,wro->hwio", u[:, 0], v[0], precision="highest")
@@ -170,7 +175,7 @@ def measure(
     batch: int,
     zeros: float,
     rounds: int,
-    structures: Mapping[str, Structure] = STRUCTURES,
+    structures: Mapping[str, Structure] | None = None,
     run: Callable[[jax.Array, jax.Array], jax.Array] = dense,
 ) -> list[dict[str, Any]]:
     """A row for every structure: the share of weights it stores, and the time of each of its kernels.
@@ -180,7 +185,7 @@ def measure(
       batch: the batch size.
       zeros: the share of weights that are to go.
       rounds: turns.
-      structures: by name.
+      structures: by name; default: all.
       run: the dense layer, y = run(w, x).
 
     Returns:
@@ -193,7 +198,7 @@ def measure(
     x = jax.random.normal(jax.random.key(1), (batch, *layer.image))
     calls, rows = {"dense": _compiled(run, w, x), "call": _compiled(lambda x: x + 1, jnp.zeros(()))}, []
     limit = HOPELESS * _quickest(calls["dense"])
-    for structure, make in structures.items():
+    for structure, make in (structures or STRUCTURES).items():
         row: dict[str, Any] = {"structure": structure, "batch": batch, "zeros": zeros, "kernels": {}}
         for name, kernel in make(w, 1 - zeros):
             call = _compiled(kernel.fn, kernel.stored, jnp.asarray(x[..., kernel.inputs]))
@@ -326,7 +331,7 @@ def draw(rows: list[dict[str, Any]], path: Any) -> None:
 def main(options: StructureOptions) -> None:
     """Measures, prints, saves and draws."""
     started, rows, table = time.time(), list[dict[str, Any]](), []
-    layers, batches, ratios = (QUICK, (2,), RATIOS[1:3]) if options.quick else (LAYERS, BATCHES, RATIOS)
+    layers, batches, ratios = (QUICK, (2,), RATIOS[1:2]) if options.quick else (LAYERS, BATCHES, RATIOS)
     for name, layer in layers.items():
         for batch in batches:
             for zeros in ratios:

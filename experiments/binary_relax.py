@@ -35,6 +35,7 @@ QUANTISERS = {
     "ternary": rvsm_jax.ternary(0.7),
     "binary": rvsm_jax.binary(),
 }
+NAMES = (FLOAT, LONGER, *QUANTISERS)
 MEASURES = ("accuracy", "loss", "file_bytes", "weight_bytes", "dense_bytes", "seconds")
 
 
@@ -90,7 +91,7 @@ def main(options: BinaryOptions) -> None:
     plan = PLANS[options.network]
     plan = dataclasses.replace(plan, epochs=1, more_epochs=2) if options.quick else plan
     sets = stages.arrays(plan.dataset, options, plan.examples)
-    keys = [{"seed": seed, "name": name} for seed in options.all_seeds for name in (FLOAT, LONGER, *QUANTISERS)]
+    keys = [{"seed": seed, "name": name} for seed in options.all_seeds for name in NAMES]
     started = functools.lru_cache(maxsize=1)(lambda seed: _started(options, plan, sets, seed))
     name = f"binary_relax-{options.network}{'-selection' if options.select else ''}"
     stages.grow(
