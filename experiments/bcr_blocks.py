@@ -166,7 +166,7 @@ def latency(options: BlockOptions) -> None:
     """Times of both layers with random weights, pruned to blocks of each size, over the dense layers' times."""
     started, rows, table, side = time.time(), list[Row](), [], Plan().side
     structures: dict[str, Structure] = {name: functools.partial(_blocks, size) for name, size in SIZES.items()}
-    structures = {SINGLE: bench_structures.single_zeros, **structures}
+    structures = {DENSE: _unpruned, SINGLE: bench_structures.single_zeros, **structures}
     for name, layer in LAYERS.items():
         for batch in (2,) if options.quick else bench_structures.BATCHES:
             mine = structures if len(layer.kernel) == 2 else structures | {SINGLE: _single}
@@ -194,6 +194,11 @@ def _blocks(size: tuple[int, int], w: jax.Array, keep: float) -> Iterator[tuple[
     penalty, groups = rvsm_jax.submatrix(keep**0.5, keep**0.5), rvsm_jax.blocks(*size, "weights")
     sizes = sorted({min(rows, w.shape[-1]) for rows in (size[0], 16, 64)} | {w.shape[-1]})
     yield from _bands(bench_structures.masked(penalty, groups)(w), sizes)
+
+
+def _unpruned(w: jax.Array, keep: float) -> Iterator[tuple[str, Kernel]]:
+    """The whole kernel in the layout of the others: what it gains or loses before anything is pruned."""
+    yield from _bands(w, [w.shape[-1]])
 
 
 def _single(w: jax.Array, keep: float) -> Iterator[tuple[str, Kernel]]:

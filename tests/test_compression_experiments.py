@@ -81,7 +81,7 @@ def test_bcr_blocks(tmp_path, monkeypatch, small):
     found = result(tmp_path, "bcr_blocks")
     left = {row["name"]: row["nonzeros"] for row in found["rows"]}
     assert left == {"dense": 1024} | dict.fromkeys(("single weights", *bcr_blocks.SIZES), 64)
-    assert "| 4 x 16 | 6.2 | 50.00 | 50.00 |" in tables.block_sizes(found)
+    assert "| 4 x 16 | 6.2 | 50.00 | 1 | 50.00 |" in tables.block_sizes(found)
 
 
 def test_bcr_latency(tmp_path, monkeypatch, capsys):
@@ -91,9 +91,9 @@ def test_bcr_latency(tmp_path, monkeypatch, capsys):
     bcr_blocks.main(bcr_blocks.BlockOptions(quick=True, latency=True, rounds=2, out=tmp_path))
     rows = result(tmp_path, "bcr_blocks-latency")["rows"]
     assert [(row["layer"], row["structure"]) for row in rows] == [
-        (layer, name) for layer in layers for name in ("single weights", "4 x 4")
+        (layer, name) for layer in layers for name in ("dense", "single weights", "4 x 4")
     ]
-    weights = [found["weights"] for found in rows[1]["kernels"].values()]
+    weights = [found["weights"] for found in rows[2]["kernels"].values()]
     assert len(weights) == 2 and 1 / 16 <= weights[0] == weights[1] < 0.1
 
 
