@@ -27,7 +27,7 @@ class StageOptions(common.Options):
     """Options of an experiment whose networks are trained in stages.
 
     Attributes:
-      select: compare settings on 5,000 held-out training images, one seed, instead of measuring on the test set.
+      select: measure on 5,000 held-out training images, one seed, instead of the test set.
       seeds: how many seeds, from ``seed`` on.
       runs: folder of the checkpoints from which a killed run goes on.
     """

@@ -7,7 +7,7 @@
 The matrix of a kernel (..., input, output) has P outputs and Q weights of each. ``gathered`` cuts the outputs into
 bands of ``rows``: a band is one dense product with the columns that are not zero in all of it. One band suits whole
 columns, a few outputs a band suit blocks, and ``rows=1`` single zeros. Whether that is faster than the dense layer is
-to be measured: experiments/bench_layouts.py does, for each structure and share of zeros.
+to be measured: experiments/bench_structures.py does, for each structure and share of zeros.
 
 Shapes: B images, H x W pixels; N outputs' places, B for a dense layer and B H' W' for a convolution.
 """
