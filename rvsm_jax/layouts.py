@@ -6,8 +6,9 @@
 
 The matrix of a kernel (..., input, output) has P outputs and Q weights of each. ``gathered`` cuts the outputs into
 bands of ``rows``: a band is one dense product with the columns that are not zero in all of it. One band suits whole
-columns, a few outputs a band suit blocks, and ``rows=1`` single zeros. Whether that is faster than the dense layer is
-to be measured: experiments/bench_structures.py does, for each structure and share of zeros.
+columns, a few outputs a band suit blocks, and ``rows=1`` single zeros. A convolution copies one plane of its images
+for every column, one after the other: that is made for CPUs. Whether it is faster than the dense layer is to be
+measured: experiments/bench_structures.py does, for each structure and share of zeros.
 
 Shapes: B images, H x W pixels; N outputs' places, B for a dense layer and B H' W' for a convolution.
 """
