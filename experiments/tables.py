@@ -339,6 +339,20 @@ def block_sizes(results: Results) -> str:
     return markdown(head, rows) + provenance(results, f"mean ± standard deviation, test set; {timed}")
 
 
+def ranks(results: Results) -> str:
+    """Accuracy and speed-up of truncated networks, with and without the penalty of singular values."""
+    found: dict[float, list[str]] = {}
+    for row in results["table"]:
+        cells = [str(row["accuracy"]["n"]), plus_minus(row["accuracy"]), plus_minus(row["speed_up"])]
+        found.setdefault(row["energy"], []).extend(cells)
+    titles = {"lenet300-reduced": "LeNet-300-100, MNIST, 10,000 images", "resnet20": "ResNet-20, CIFAR-10"}
+    names = dict.fromkeys(row["penalty"] for row in results["table"])
+    columns = [f"{what}, penalty: {name}" for name in names for what in ("seeds", "accuracy %", "speed-up")]
+    head = (f"{titles[results['options']['network']]}: energy gone", *columns)
+    rows = [(f"{energy:g}", *cells, *[""] * (len(columns) - len(cells))) for energy, cells in found.items()]
+    return markdown(head, rows) + provenance(results, "mean ± standard deviation, test set; not trained again")
+
+
 BINARY_TITLES = {
     "lenet5": "LeNet-5, MNIST",
     "vgg11-reduced": "VGG-11, CIFAR-10: width 8, 10,000 images, 10 epochs of each",
@@ -353,6 +367,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "binary_relax-lenet5": quantised,
     "bcr_blocks": block_sizes,
     "bench_structures": structures,
+    "svd_training-lenet300-reduced": ranks,
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
     "bench_training": training,

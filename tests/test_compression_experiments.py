@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import bcr_blocks, bench_structures, binary_relax, stages, tables
+from experiments import bcr_blocks, bench_structures, binary_relax, stages, svd_training, tables
 from experiments.bench_structures import Kernel, Layer
-from rvsm_jax import models, train
+from rvsm_jax import factors, models, train
 
 
 class OneLayer(nnx.Module):
@@ -32,6 +32,13 @@ def small(monkeypatch):
     monkeypatch.setattr(models, "lenet5", lambda key, activation: models.functional(OneLayer(key)))
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules rely on it
         yield
+
+
+def untrained(network, method, sets, epochs, seed, **options):
+    """A training of no steps: what ships is what is left of the network's own weights."""
+    state = train.init_state(network.params, {}, method.tx, jax.random.key(seed))
+    record = {"u_accuracy": 0.5, "seconds": 1.0}
+    return train.FitResult(network.params, method.sparse(network.params, 0), {}, [record], state, 0)
 
 
 def result(folder, name):
@@ -68,11 +75,6 @@ def test_the_second_phase_is_binary_connect():
 
 def test_bcr_blocks(tmp_path, monkeypatch, small):
     """Of every size of block as many weights are left, also after training, here none."""
-
-    def untrained(network, method, sets, epochs, seed, **options):
-        state = train.init_state(network.params, {}, method.tx, jax.random.key(seed))
-        record = {"u_accuracy": 0.5, "seconds": 1.0}
-        return train.FitResult(network.params, method.sparse(network.params, 0), {}, [record], state, 0)
 
     monkeypatch.setattr(stages, "fit", untrained)
     monkeypatch.setattr(bcr_blocks, "PRUNED", ("dense1/kernel",))
@@ -129,3 +131,29 @@ def test_a_hopeless_kernel_is_timed_once(monkeypatch):
     monkeypatch.setattr(bench_structures, "HOPELESS", 0)
     (row,) = bench_structures.measure(Layer((4, 3), (4,)), 2, 0.5, 1, {"a structure": same})
     assert "ms" not in row["kernels"]["same"] and row["time"] == 1e3 * row["kernels"]["same"]["once"] / row["dense_ms"]
+
+
+def test_svd_training(tmp_path, monkeypatch, small):
+    """What is counted is the rank that is left, unless the whole layer is less work."""
+    monkeypatch.setattr(stages, "fit", untrained)
+    monkeypatch.setattr(models, "lenet_300_100", lambda key: models.functional(OneLayer(key)))
+    monkeypatch.setattr(svd_training, "ENERGIES", (0.0, 0.3))
+    svd_training.main(svd_training.SvdOptions(quick=True, out=tmp_path))
+    found = result(tmp_path, "svd_training-lenet300-reduced")
+    rows = {(row["penalty"], row["energy"]): row for row in found["rows"]}
+    s = np.linalg.svd(OneLayer(jax.random.key(0)).dense1.kernel[...], compute_uv=False)
+    rank = next(k for k in range(17) if (s[:k] ** 2).sum() >= 0.7 * (s**2).sum())
+    for penalty in ("none", "Hoyer"):
+        assert rows[penalty, 0.0]["ranks"] == {"dense1": 16} and rows[penalty, 0.0]["speed_up"] == 1
+        assert rows[penalty, 0.3]["ranks"] == {"dense1": rank}
+        assert rows[penalty, 0.3]["speed_up"] == 64 * 16 / (rank * (64 + 16))
+    assert f"| {rows['Hoyer', 0.3]['speed_up']:.2f}" in tables.ranks(found)
+
+
+def test_work_of_the_published_network():
+    """ResNet-20 at 32 x 32: 40.8 million multiply-adds, most of them in 18 convolutions, as is known."""
+    params = jax.eval_shape(lambda key: factors.factorize(models.preact_resnet(key).params), jax.random.key(0))
+    found = svd_training.work(params)["multiply_adds"]
+    stages_work = 6 * 9 * 16 * 16 * 1024 + (9 * 16 * 32 + 5 * 9 * 32 * 32) * 256 + (9 * 32 * 64 + 5 * 9 * 64 * 64) * 64
+    shortcuts = 16 * 32 * 256 + 32 * 64 * 64
+    assert sum(found.values()) == 9 * 3 * 16 * 1024 + stages_work + shortcuts + 640
