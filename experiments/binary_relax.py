@@ -10,6 +10,9 @@ is trained in float; from there, eta grows from 1 to 359 over the first 75 % of 
 BinaryConnect; the rate is divided by ten after 40 and 70 % of it. The published protocol has 200 epochs of both, the
 others fewer, in the same proportions. VGG-11's convolutions are quantised, and all kernels of LeNet-5. *Float, as long*
 is the float network after the same second training without quantisation. Files hold biases and BatchNorm in float.
+
+Ours, LeNet-5 on MNIST after ten epochs in all: float 99.45, 4 bit 99.36, ternary 99.42, binary 99.37 %, and 27.8x fewer
+bytes in binary; one seed of the three, the float networks two. VGG-11 has not been run.
 """
 
 import dataclasses

@@ -8,6 +8,9 @@ Every layer is trained as U diag(|s|) V (Yang et al., arXiv:2004.09031): at full
 Hoyer's penalty of s, or for comparison without it; then singular values go, of each layer the smallest ones with
 together a share e of the energy sum s^2. Speed-up is counted, in multiply-adds of the two thin layers, a layer staying
 whole where these would be more; networks are not trained again after that. No table of the paper was at hand.
+
+Ours, the stand-in in six epochs of each training: 3 % of the energy gone costs 0.2 % of accuracy and is no faster; 10 %
+is 1.21 times faster with Hoyer's penalty and costs 4 %, without it 1.00 times. ResNet-20 has not been run.
 """
 
 import dataclasses
