@@ -287,12 +287,93 @@ def robust(results: Results) -> str:
     return markdown(head, rows) + (provenance(results, runs) if ours else f"\n{runs}.\n")
 
 
+def structures(results: Results) -> str:
+    """From which share of zeros on a compressed layer is not slower, and its time at 90 % and at 99 %."""
+    cells: dict[str, list[str]] = {}
+    heads = []
+    for row in results["table"]:
+        heads.append(f"{row['layer']}, batch {row['batch']} ({row['dense_ms']:.2f} ms)")
+        start = f"{100 * row['break_even']:.0f} %" if row["break_even"] else "none"
+        cells.setdefault(row["structure"], []).append(
+            f"{start} ({row['times']['0.9']:.2f}, {row['times']['0.99']:.2f})"
+        )
+    rows = [(structure, *found) for structure, found in cells.items()]
+    how = f"medians of {results['rounds']} turns; in brackets: time over the dense layer's with 90 and 99 % gone"
+    return markdown(("break-even", *dict.fromkeys(heads)), rows) + provenance(results, how)
+
+
+def quantised(results: Results) -> str:
+    """Accuracy and bytes of weights of few values."""
+    dense = results["table"][0]["dense_bytes"]["mean"]
+    rows = []
+    for row in results["table"]:
+        size = row["file_bytes"]["mean"]
+        rows.append(
+            (
+                row["name"],
+                str(row["accuracy"]["n"]),
+                plus_minus(row["accuracy"]),
+                plus_minus(row["loss"]),
+                f"{size:,.0f}",
+                f"{dense / size:.1f}x",
+            )
+        )
+    head = (
+        BINARY_TITLES[results["options"]["network"]],
+        "seeds",
+        "test accuracy %",
+        "lost %",
+        "the file, bytes",
+        "smaller by",
+    )
+    return markdown(head, rows) + provenance(results, "mean ± standard deviation, test set")
+
+
+def block_sizes(results: Results) -> str:
+    """Accuracy against the size of a block, and the times of both layers."""
+    latency, rows = common.load("bcr_blocks-latency"), []
+    for row in results["table"]:
+        times = [r for r in latency["table"] if r["structure"] == row["name"]]
+        projected = plus_minus(row["projected"]) if "projected" in row else ""
+        measured = [f"{r['time']:.2f}" for r in times]
+        accuracy = str(row["accuracy"]["n"]), plus_minus(row["accuracy"])
+        rows.append((row["name"], f"{row['kept']['mean']:.1f}", projected, *accuracy, *measured))
+    names = dict.fromkeys((r["layer"].split(",")[0].split(" ")[0], r["batch"]) for r in latency["table"])
+    times = [f"time, {layer}, batch {batch}" for layer, batch in names]
+    head = ("LeNet-5, MNIST, 20,000 images", "weights kept %", "projected %", "seeds", "retrained %", *times)
+    timed = f"times: `--latency`, medians of {latency['rounds']} turns, revision {latency['revision']}"
+    return markdown(head, rows) + provenance(results, f"mean ± standard deviation, test set; {timed}")
+
+
+def ranks(results: Results) -> str:
+    """Accuracy and speed-up of truncated networks, with and without the penalty of singular values."""
+    found: dict[float, list[str]] = {}
+    for row in results["table"]:
+        cells = [str(row["accuracy"]["n"]), plus_minus(row["accuracy"]), plus_minus(row["speed_up"])]
+        found.setdefault(row["energy"], []).extend(cells)
+    titles = {"lenet300-reduced": "LeNet-300-100, MNIST, 10,000 images", "resnet20": "ResNet-20, CIFAR-10"}
+    names = dict.fromkeys(row["penalty"] for row in results["table"])
+    columns = [f"{what}, penalty: {name}" for name in names for what in ("seeds", "accuracy %", "speed-up")]
+    head = (f"{titles[results['options']['network']]}: energy gone", *columns)
+    rows = [(f"{energy:g}", *cells, *[""] * (len(columns) - len(cells))) for energy, cells in found.items()]
+    return markdown(head, rows) + provenance(results, "mean ± standard deviation, test set; not trained again")
+
+
+BINARY_TITLES = {
+    "lenet5": "LeNet-5, MNIST",
+    "vgg11-reduced": "VGG-11, CIFAR-10: width 8, 10,000 images, 10 epochs of each",
+    "vgg11": "VGG-11, CIFAR-10",
+}
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
     "rvsm_lenet-lenet_300_100": lenet,
     "rvsm_lenet-lenet5": lenet,
     "admm_lenet": admm_lenet,
+    "binary_relax-lenet5": quantised,
+    "bcr_blocks": block_sizes,
+    "bench_structures": structures,
+    "svd_training-lenet300-reduced": ranks,
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
     "bench_training": training,

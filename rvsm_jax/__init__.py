@@ -110,6 +110,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Modules such as ``rvsm_jax.attacks``, ``.data`` or ``.train``, imported when they are first used."""
-    if name in ("adversarial", "attacks", "data", "factors", "models", "storage", "train"):
+    if name in ("adversarial", "attacks", "data", "factors", "layouts", "models", "storage", "train"):
         return importlib.import_module(f"rvsm_jax.{name}")
     raise AttributeError(f"module 'rvsm_jax' has no attribute {name!r}")
