@@ -204,8 +204,8 @@ METHODS = {
     method.name: method
     for method in (
         DENSE_METHOD,
-        rvsm(2.3e-4),
-        rvsm(5.5e-4),
+        rvsm(8e-4),
+        rvsm(1.5e-3),
         rgsm(1.5e-4),
         rgsm(3e-4),
         ssl(1e-3),
@@ -224,11 +224,11 @@ METHODS = {
 CANDIDATES = {
     method.name: method
     for method in (
-        *map(rvsm, (5.5e-4, 8e-4, 1.2e-3)),
-        *map(rgsm, (3e-4, 5e-4)),
+        *map(rvsm, (8e-4, 1.5e-3, 2.5e-3)),
         *map(ssl, (1e-3, 2e-3, 4e-3)),
         *(svd_training(0.02, energy) for energy in (0.05, 0.2)),
         low_rank(0.06),
         bcr(8, 16, 0.5, 0.25),
+        *map(rgsm, (1.5e-4, 3e-4)),
     )
 }
