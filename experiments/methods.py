@@ -97,7 +97,7 @@ def rgsm(threshold: float) -> Method:
 
 def ssl(strength: float) -> Method:
     """SSL on the filters and channels of every layer; and an epoch of retraining."""
-    lassos = {rvsm_jax.filters: strength, rvsm_jax.channels: strength}
+    lassos: dict[Any, Any] = {rvsm_jax.filters: strength, rvsm_jax.channels: strength}
     stage = Stage(EPOCHS - 1, RATE, lambda optimizer, steps, groups: rvsm_jax.ssl(optimizer, lassos, where=kernels))
     return Method("SSL", f"{strength:g}", (stage, retrain()))
 
@@ -111,8 +111,8 @@ def admm(times: float = 1.0, *, quantised: bool = False) -> Method:
         return Stage(epochs, rate, make, floor=floor, ships=name != "quantise")
 
     if not quantised:
-        first = dense(EPOCHS - 3), stage("prune", 2, FINE_RATE, 0.1)
-        return Method("ADMM-NN, pruned", f"{85 / times:.0f}x", (*first, stage("retrain", 1, FINE_RATE)))
+        stages = dense(EPOCHS - 3), stage("prune", 2, FINE_RATE, 0.1), stage("retrain", 1, FINE_RATE)
+        return Method("ADMM-NN, pruned", f"{85 / times:.0f}x", stages)
     first = dense(EPOCHS - 4), stage("prune", 1, FINE_RATE, 0.1), stage("retrain", 1, FINE_RATE)
     last = stage("quantise", 1, FINE_RATE / 4, 0.1), stage("finish", 1, FINE_RATE / 4)
     return Method("ADMM-NN, quantised", f"{85 / times:.0f}x", (*first, *last))
@@ -204,12 +204,12 @@ METHODS = {
     method.name: method
     for method in (
         DENSE_METHOD,
-        rvsm(8e-4),
+        rvsm(5.5e-4),
         rvsm(1.5e-3),
         rgsm(1.5e-4),
         rgsm(3e-4),
-        ssl(1e-3),
-        ssl(2e-3),
+        ssl(4e-3),
+        ssl(8e-3),
         admm(2.0),
         admm(),
         admm(quantised=True),
@@ -224,8 +224,8 @@ METHODS = {
 CANDIDATES = {
     method.name: method
     for method in (
-        *map(rvsm, (8e-4, 1.5e-3, 2.5e-3)),
-        *map(ssl, (1e-3, 2e-3, 4e-3)),
+        *map(rvsm, (5.5e-4, 8e-4, 1.5e-3, 2.5e-3)),
+        *map(ssl, (1e-3, 2e-3, 4e-3, 8e-3)),
         *(svd_training(0.02, energy) for energy in (0.05, 0.2)),
         low_rank(0.06),
         bcr(8, 16, 0.5, 0.25),

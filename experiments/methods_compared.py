@@ -6,11 +6,12 @@
     python -m experiments.methods_compared --measure-only # only times the networks that are trained
     python -m experiments.methods_compared --quick        # two methods, little data
 
-Reduced to what two cores can train: MNIST, 12,800 training images, shifted at random by up to 2 pixels, in the same order
-for all; six epochs for every method, retraining included. Bytes are those of the file, which is read back and gives the same logits bit for bit; the
-accuracy is that network's. Time is at batch 64, in turns with the dense network, in the fastest form that the network
-has: as it is, shrunk, or with its factors as thin layers. Zeros and levels alone buy no time. Strengths were chosen on
-held-out training images. Networks are kept in runs/, so that a killed run goes on and timing can be repeated.
+Reduced to what two cores can train: MNIST, 12,800 training images, shifted at random by up to 2 pixels, in the same
+order for all; six epochs for every method, retraining included. Bytes are those of the file, which is read back and
+gives the same logits bit for bit; the accuracy is that network's. Time is at batch 64, in turns with the dense network,
+in the fastest form that the network has: as it is, shrunk, or with its factors as thin layers. Zeros and levels alone
+buy no time. Strengths were chosen on held-out training images. Networks are kept in runs/, so that a killed run goes on
+and timing can be repeated.
 """
 
 import dataclasses
@@ -213,7 +214,7 @@ def _image() -> np.ndarray:
     return np.zeros((1, 28, 28, 1), np.float32)
 
 
-def _evaluated(forward: train.Forward, state: Any) -> Callable[[Any, jax.Array], jax.Array]:
+def _evaluated(forward: Callable[..., Any], state: Any) -> Callable[[Any, jax.Array], jax.Array]:
     return lambda params, x: forward(params, state, x, None, False)[0]
 
 
