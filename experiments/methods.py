@@ -148,7 +148,7 @@ def svd_training(lam: float, energy: float) -> Method:
 
     begin = lambda params: thin(compact(params))  # noqa: E731
     stages = dense(EPOCHS - 3), Stage(2, FINE_RATE, make, factorize), dataclasses.replace(dense(1), begin=begin)
-    return Method("SVD training", f"{energy:g}", stages)
+    return Method("SVD training", f"{lam:g} and {energy:g}", stages)
 
 
 def low_rank(share: float) -> Method:
@@ -217,7 +217,7 @@ METHODS = {
         binary_relax(rvsm_jax.ternary(0.7), "ternary"),
         binary_relax(rvsm_jax.levels(7, fit="refit"), "4 bits"),
         bcr(8, 16, 0.5, 0.25),
-        svd_training(0.02, 0.05),
+        svd_training(0.3, 0.1),
         low_rank(0.06),
     )
 }
@@ -226,7 +226,7 @@ CANDIDATES = {
     for method in (
         *map(rvsm, (5.5e-4, 8e-4, 1.5e-3, 2.5e-3)),
         *map(ssl, (1e-3, 2e-3, 4e-3, 8e-3)),
-        *(svd_training(0.02, energy) for energy in (0.05, 0.2)),
+        *(svd_training(lam, 0.1) for lam in (0.02, 0.3, 1.0)),
         low_rank(0.06),
         bcr(8, 16, 0.5, 0.25),
         *map(rgsm, (1.5e-4, 3e-4)),

@@ -259,7 +259,8 @@ def _line(row: dict[str, Any]) -> str:
 
 def _write(options: ComparedOptions, started: float, rows: list[dict[str, Any]]) -> None:
     """Saves after every run, so that a killed experiment keeps what it has."""
-    order = list(CANDIDATES if options.select else METHODS)
+    known = CANDIDATES if options.select else METHODS
+    order = list(dict.fromkeys([*known, *(row["name"] for row in rows)]))
     rows = sorted(rows, key=lambda row: (row["seed"], order.index(row["name"])))
     groups: dict[str, list[dict[str, Any]]] = {name: [] for name in order}
     for row in rows:

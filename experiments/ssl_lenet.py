@@ -41,7 +41,7 @@ PUBLISHED = (
     {"filters": [3, 12], "error": 1.0},
 )
 KINDS: Mapping[str, rvsm_jax.groups.Groups] = {"filters": FILTERS, "channels": CHANNELS, "shapes": SHAPES}
-CONVOLUTIONS = ("conv1", "conv2")
+CONVOLUTIONS, WHERE = ("conv1", "conv2"), rvsm_jax.convolutions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def main(options: SslOptions) -> None:
         if DENSE not in done:
             _write(options, started, [*_rows(options), _row(network, DENSE, seed, start, start, test, seconds)])
         for name in wanted:
-            method = rvsm_jax.ssl(_optimizer(training, options), SETTINGS[name]).tx
+            method = rvsm_jax.ssl(_optimizer(training, options), SETTINGS[name], where=WHERE).tx
             sparse, first = _trained(network, start, method, training, seed + 100, options)
             fine = optax.chain(optax.sgd(RATE / 10, momentum=0.9), rvsm_jax.fixed_support())
             tuned, last = _trained(network, sparse, fine, training, seed + 200, options, FINE_EPOCHS)
@@ -124,7 +124,7 @@ def _row(
             kind: [left(tuned[conv]["kernel"], kind) for conv in CONVOLUTIONS]
             for kind in ("filters", "channels", "shapes")
         },
-        "zeros": 100 * rvsm_jax.sparsity(tuned, where=rvsm_jax.convolutions).fraction,
+        "zeros": 100 * rvsm_jax.sparsity(tuned, where=WHERE).fraction,
         "multiply_adds": report.multiply_adds.share,
         "work": {name: share for name, share in work.items() if name.startswith(CONVOLUTIONS)},
         "seconds": seconds,
