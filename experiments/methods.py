@@ -17,7 +17,7 @@ from rvsm_jax.factors import Factors, compact, factorize, merge, truncate
 from rvsm_jax.proximal import kernels
 
 EPOCHS = 6  # of every method, all its stages together
-RATE, FINE_RATE = 0.05, 0.02
+RATE, FINE_RATE, FACTOR_RATE = 0.05, 0.02, 0.01
 Tree = Any
 Make = Callable[[optax.GradientTransformation, int, rvsm_jax.Coupled], rvsm_jax.Method]
 
@@ -141,13 +141,13 @@ def bcr(rows: int, columns: int, keep_rows: float, keep_columns: float) -> Metho
 
 
 def svd_training(lam: float, energy: float) -> Method:
-    """SVD training from a trained network, truncated, and its thin factors trained on where they are the fewer."""
+    """SVD training by Adam from a trained network, truncated; its thin factors are trained on where they are fewer."""
 
     def make(optimizer: optax.GradientTransformation, steps: int, groups: Any) -> rvsm_jax.Method:
-        return rvsm_jax.svd_training(optimizer, lam, energy)
+        return rvsm_jax.svd_training(optax.adam(optax.cosine_decay_schedule(2e-3, steps)), lam, energy)
 
-    begin = lambda params: thin(compact(params))  # noqa: E731
-    stages = dense(EPOCHS - 3), Stage(2, FINE_RATE, make, factorize), dataclasses.replace(dense(1), begin=begin)
+    last = dataclasses.replace(dense(1), rate=FACTOR_RATE, begin=lambda params: thin(compact(params)))
+    stages = dense(EPOCHS - 3), Stage(2, RATE, make, factorize), last
     return Method("SVD training", f"{lam:g} and {energy:g}", stages)
 
 
@@ -161,7 +161,7 @@ def low_rank(share: float) -> Method:
         return rvsm_jax.Method(optax.chain(link, optimizer), lambda params, step: prox(params, 1.0))
 
     begin = lambda params: thin(compact(truncate(factorize(params), 1e-8)))  # noqa: E731
-    last = dataclasses.replace(dense(1), rate=FINE_RATE, begin=begin)
+    last = dataclasses.replace(dense(1), rate=FACTOR_RATE, begin=begin)
     return Method("low rank, ADMM on the spectrum", f"{share:g}", (dense(EPOCHS - 3), Stage(2, FINE_RATE, make), last))
 
 
@@ -217,7 +217,7 @@ METHODS = {
         binary_relax(rvsm_jax.ternary(0.7), "ternary"),
         binary_relax(rvsm_jax.levels(7, fit="refit"), "4 bits"),
         bcr(8, 16, 0.5, 0.25),
-        svd_training(0.3, 0.1),
+        svd_training(0.1, 0.1),
         low_rank(0.06),
     )
 }
@@ -226,9 +226,9 @@ CANDIDATES = {
     for method in (
         *map(rvsm, (5.5e-4, 8e-4, 1.5e-3, 2.5e-3)),
         *map(ssl, (1e-3, 2e-3, 4e-3, 8e-3)),
-        *(svd_training(lam, 0.1) for lam in (0.02, 0.3, 1.0)),
+        *(svd_training(lam, 0.1) for lam in (0.1, 0.3)),
         low_rank(0.06),
         bcr(8, 16, 0.5, 0.25),
-        *map(rgsm, (1.5e-4, 3e-4)),
+        *map(rgsm, (3e-4, 6e-4, 1.2e-3)),
     )
 }

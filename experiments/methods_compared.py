@@ -156,7 +156,9 @@ def _timed(rows: list[dict[str, Any]], options: ComparedOptions) -> list[dict[st
         calls = {(DENSE, DENSE): _call(*_forms(_network(seed).params)[DENSE])}
         for row in mine:
             forms = _forms(_revived(storage.read(_path(row["name"], seed, options))))
-            calls |= {(row["name"], form): _call(*parts) for form, parts in forms.items() if form != DENSE}
+            found = {(row["name"], form): _call(*parts) for form, parts in forms.items() if form != DENSE}
+            _agree(row["name"], found, forms[DENSE])
+            calls |= found
         seconds = interleaved({str(key): call for key, call in calls.items()}, options.rounds)
         for row in mine:
             mean = {key: float(np.median(seconds[str(key)])) for key in calls if key[0] in (row["name"], DENSE)}
@@ -197,8 +199,20 @@ def thin_layers(params: Any, x: jax.Array) -> jax.Array:
         else:
             x = x.reshape(len(x), -1)
             x = factors.apply(kernel, x) if isinstance(kernel, Factors) else x @ kernel
-        x = x + bias if name == max(params) else jax.nn.relu(x + bias)
+        x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        x = x if name == max(params) else jax.nn.relu(x)
     return x
+
+
+def _agree(name: str, calls: Mapping[Any, Callable[[], Any]], dense: tuple[Callable[..., Any], Any]) -> None:
+    """Raises unless every other form gives the dense form's logits."""
+    expected = np.asarray(_call(*dense)()) if calls else None
+    for key, call in calls.items():
+        far = np.abs(np.asarray(call()) - expected).max() / np.abs(expected).max()
+        if not far < 1e-4:
+            raise AssertionError(
+                f"{name}: the form {key[1]!r} must give the logits of the dense form, off by {far:.1e}"
+            )
 
 
 def _call(fn: Callable[..., Any], variables: Any) -> Callable[[], Any]:
