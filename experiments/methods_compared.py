@@ -19,7 +19,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,16 +72,22 @@ def main(options: ComparedOptions) -> None:
     chosen = [known[name] for name in options.names or (list(known)[:2] if options.quick else known)]
     if not options.measure_only:
         sets = _data(options)
-        for seed in range(options.seed, options.seed + (1 if options.quick or options.select else options.seeds)):
-            for method in chosen:
-                if not any(row["name"] == method.name and row["seed"] == seed for row in _rows(options)):
-                    row = _run(method, seed, *sets, _path(method.name, seed, options))
-                    print(_line(row), flush=True)
-                    _write(options, started, [*_rows(options), row])
+        for method, seed in _missing(chosen, options):
+            row = _run(method, seed, *sets, _path(method.name, seed, options))
+            print(_line(row), flush=True)
+            _write(options, started, [*_rows(options), row])
     if options.measure and not options.select:
         rows = _timed(_rows(options), options)
         _write(options, started, rows)
         _draw(rows, common.output_path("methods_compared", options, ".png"))
+
+
+def _missing(chosen: Sequence[Method], options: ComparedOptions) -> Iterator[tuple[Method, int]]:
+    """What there is still to run, all methods with one seed and then with the next."""
+    for seed in range(options.seed, options.seed + (1 if options.quick or options.select else options.seeds)):
+        for method in chosen:
+            if not any(row["name"] == method.name and row["seed"] == seed for row in _rows(options)):
+                yield method, seed
 
 
 def _data(options: ComparedOptions) -> tuple[Arrays, Arrays, Arrays]:
@@ -206,7 +212,7 @@ def thin_layers(params: Any, x: jax.Array) -> jax.Array:
 
 def _agree(name: str, calls: Mapping[Any, Callable[[], Any]], dense: tuple[Callable[..., Any], Any]) -> None:
     """Raises unless every other form gives the dense form's logits."""
-    expected = np.asarray(_call(*dense)()) if calls else None
+    expected = np.asarray(_call(*dense)() if calls else 0.0)
     for key, call in calls.items():
         far = np.abs(np.asarray(call()) - expected).max() / np.abs(expected).max()
         if not far < 1e-4:

@@ -254,7 +254,7 @@ def matches(report: Report, tree: Any) -> list[tuple[Any, list[Leaf] | None]]:
     """
     variables = jax.tree.unflatten(report.treedef, report.leaves)
     children = jax.tree.leaves(variables, is_leaf=lambda x: x is not variables)
-    patterns = [
+    patterns: list[tuple[Any, list[Any]]] = [
         (jax.tree.structure(part, is_leaf=_is_place), jax.tree.leaves(part, is_leaf=_is_place))
         for part in [variables, *(child for child in children if not _is_place(child))]
     ]
