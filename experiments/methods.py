@@ -217,7 +217,7 @@ METHODS = {
         binary_relax(rvsm_jax.ternary(0.7), "ternary"),
         binary_relax(rvsm_jax.levels(7, fit="refit"), "4 bits"),
         bcr(8, 16, 0.5, 0.25),
-        svd_training(0.1, 0.1),
+        svd_training(0.1, 0.2),
         low_rank(0.06),
     )
 }
@@ -226,7 +226,7 @@ CANDIDATES = {
     for method in (
         *map(rvsm, (5.5e-4, 8e-4, 1.5e-3, 2.5e-3)),
         *map(ssl, (1e-3, 2e-3, 4e-3, 8e-3)),
-        *(svd_training(lam, 0.1) for lam in (0.1, 0.3)),
+        *(svd_training(0.1, energy) for energy in (0.1, 0.2)),
         low_rank(0.06),
         bcr(8, 16, 0.5, 0.25),
         *map(rgsm, (3e-4, 6e-4, 1.2e-3)),

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
@@ -32,10 +31,10 @@ import rvsm_jax
 from experiments import common
 from experiments.admm_lenet import same_predictions
 from experiments.methods import CANDIDATES, METHODS, Method, Stage
+from experiments.methods_forms import check, compiled, evaluated, example, lenet, revived, ways
 from experiments.sparse import DENSE, Arrays
 from experiments.timing import interleaved, ratio
-from rvsm_jax import data, factors, models, storage, train
-from rvsm_jax.factors import Factors
+from rvsm_jax import data, factors, storage, train
 
 EXAMPLES, BATCH_SIZE, BATCH = 12_800, 64, 64
 MEASURES = ("accuracy", "nonzeros", "compression", "file_bytes", "weight_bytes", "dense_bytes", "seconds")
@@ -101,15 +100,15 @@ def _data(options: ComparedOptions) -> tuple[Arrays, Arrays, Arrays]:
 
 def _run(method: Method, seed: int, training: Arrays, few: Arrays, test: Arrays, path: pathlib.Path) -> dict[str, Any]:
     """Trains one network through its stages, writes it to a file, and measures what is read back."""
-    network = _network(seed)
+    network = lenet(seed)
     forward = factors.factored(network.forward)
-    groups = rvsm_jax.coupled_channels(_evaluated(forward, network.state), network.params, _example(training[0]))
+    groups = rvsm_jax.coupled_channels(evaluated(forward, network.state), network.params, example(1))
     params, seconds, done = network.params, 0.0, 0
     for stage in method.stages:
         params, took = _trained(stage, forward, network.state, stage.begin(params), groups, training, few, seed, done)
         seconds, done = seconds + took, done + stage.epochs
     path.parent.mkdir(parents=True, exist_ok=True)
-    size, back = storage.write(path, params, where=_in_kernel), _revived(storage.read(path))
+    size, back = storage.write(path, params, where=_in_kernel), revived(storage.read(path))
     same_predictions(network._replace(forward=forward), params, back, test[0])
     report = rvsm_jax.sparsity(params, where=_in_kernel)
     weights = rvsm_jax.sparsity(network.params).weights
@@ -159,12 +158,13 @@ def _timed(rows: list[dict[str, Any]], options: ComparedOptions) -> list[dict[st
     timed = []
     for seed in sorted({row["seed"] for row in rows}):
         mine = [row for row in rows if row["seed"] == seed]
-        calls = {(DENSE, DENSE): _call(*_forms(_network(seed).params)[DENSE])}
+        calls = {(DENSE, DENSE): compiled(ways(lenet(seed).params)[DENSE], BATCH)}
         for row in mine:
-            forms = _forms(_revived(storage.read(_path(row["name"], seed, options))))
-            found = {(row["name"], form): _call(*parts) for form, parts in forms.items() if form != DENSE}
-            _agree(row["name"], found, forms[DENSE])
-            calls |= found
+            found = ways(revived(storage.read(_path(row["name"], seed, options))))
+            others = {way: compiled(parts, BATCH) for way, parts in found.items() if way != DENSE}
+            if others:
+                check(row["name"], others, compiled(found[DENSE], BATCH))
+            calls |= {(row["name"], way): call for way, call in others.items()}
         seconds = interleaved({str(key): call for key, call in calls.items()}, options.rounds)
         for row in mine:
             mean = {key: float(np.median(seconds[str(key)])) for key in calls if key[0] in (row["name"], DENSE)}
@@ -175,84 +175,9 @@ def _timed(rows: list[dict[str, Any]], options: ComparedOptions) -> list[dict[st
     return timed
 
 
-def _forms(params: Any) -> dict[str, tuple[Callable[[Any, jax.Array], jax.Array], Any]]:
-    """The ways to run a network: (function, variables) for ``dense``, and ``shrunk`` or ``factors`` if there is one."""
-    fn = _evaluated(_network(0).forward, {})
-    merged = factors.merge(params)
-    forms: dict[str, tuple[Callable[..., Any], Any]] = {DENSE: (fn, merged)}
-    if len(jax.tree.leaves(params)) > len(jax.tree.leaves(merged)):
-        return forms | {"factors": (thin_layers, params)}
-    small_fn, small, report = rvsm_jax.shrink(fn, merged, _example(_image()), constants="fold")
-    return forms | ({"shrunk": (small_fn, small)} if report.multiply_adds.share < 1 else {})
-
-
-def thin_layers(params: Any, x: jax.Array) -> jax.Array:
-    """LeNet's logits, with every layer that has factors run as two thin ones.
-
-    Args:
-      params: by layer in their order, some kernels as ``Factors``.
-      x: images (B, H, W, C).
-
-    Returns:
-      Logits (B, classes).
-    """
-    for name in sorted(params):
-        kernel, bias = params[name]["kernel"], params[name]["bias"]
-        if name.startswith("conv"):
-            x = models.pooling.max_pool(factors.apply(kernel, x, padding="VALID")) if isinstance(kernel, Factors) else (
-                models.blocks.convolve_max_pool(x, kernel)
-            )  # fmt: skip
-        else:
-            x = x.reshape(len(x), -1)
-            x = factors.apply(kernel, x) if isinstance(kernel, Factors) else x @ kernel
-        x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
-        x = x if name == max(params) else jax.nn.relu(x)
-    return x
-
-
-def _agree(name: str, calls: Mapping[Any, Callable[[], Any]], dense: tuple[Callable[..., Any], Any]) -> None:
-    """Raises unless every other form gives the dense form's logits."""
-    expected = np.asarray(_call(*dense)() if calls else 0.0)
-    for key, call in calls.items():
-        far = np.abs(np.asarray(call()) - expected).max() / np.abs(expected).max()
-        if not far < 1e-4:
-            raise AssertionError(
-                f"{name}: the form {key[1]!r} must give the logits of the dense form, off by {far:.1e}"
-            )
-
-
-def _call(fn: Callable[..., Any], variables: Any) -> Callable[[], Any]:
-    x = jax.random.uniform(jax.random.key(0), (BATCH, *_image().shape[1:]))
-    return functools.partial(jax.jit(fn).lower(variables, x).compile(), variables, x)
-
-
-def _network(seed: int) -> models.Network:
-    return models.lenet5(jax.random.key(seed), activation=jax.nn.relu)
-
-
-def _image() -> np.ndarray:
-    return np.zeros((1, 28, 28, 1), np.float32)
-
-
-def _evaluated(forward: Callable[..., Any], state: Any) -> Callable[[Any, jax.Array], jax.Array]:
-    return lambda params, x: forward(params, state, x, None, False)[0]
-
-
-def _example(images: np.ndarray) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-
-
 def _in_kernel(path: str, leaf: Any) -> bool:
     """Kernels and the factors of kernels."""
     return "kernel" in path.split("/")
-
-
-def _revived(tree: Any) -> Any:
-    """The tree that was written, its factors no dictionaries."""
-    if not isinstance(tree, dict):
-        return jnp.asarray(tree)
-    parts = {name: _revived(part) for name, part in tree.items()}
-    return Factors(**parts) if set(parts) == set(Factors._fields) else parts
 
 
 def _path(name: str, seed: int, options: ComparedOptions) -> pathlib.Path:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import methods, methods_compared, ssl_lenet, tables
+from experiments import methods, methods_compared, methods_forms, ssl_lenet, tables
 from rvsm_jax import models, storage
 from rvsm_jax.factors import Factors, decompose, factorize
 
@@ -33,7 +33,7 @@ def small(key, activation=None):
 def test_methods_compared(tmp_path, monkeypatch, noise, capsys):
     """A dense row that is there already, and one of thin factors that is trained, written, read back and timed."""
     monkeypatch.setattr(methods_compared, "_data", lambda options: (noise,) * 3)
-    monkeypatch.setattr(methods_compared, "_image", lambda: np.zeros((1, 8, 8, 1), np.float32))
+    monkeypatch.setattr(methods_forms, "IMAGE", (8, 8, 1))
     monkeypatch.setattr(models, "lenet5", small)
 
     def two_of_dense1(params):
@@ -56,8 +56,8 @@ def test_methods_compared(tmp_path, monkeypatch, noise, capsys):
     assert f"{row['file_bytes']:,}" in tables.methods_compared(found)
     with pytest.raises(SystemExit, match=r"unknown methods \['l7'\]; there are 'low rank, 2'"):
         methods_compared.main(methods_compared.ComparedOptions(quick=True, out=tmp_path, names=("l7",)))
-    with pytest.raises(AssertionError, match="'factors' must give the logits of the dense form, off by"):
-        methods_compared._agree("x", {("x", "factors"): lambda: np.ones(2)}, (lambda v, x: 2 * jnp.ones(2), None))
+    with pytest.raises(AssertionError, match=r"x: 'factors' must give the logits of the dense form, off by 5\.0e-01"):
+        methods_forms.check("x", {"factors": lambda: np.ones(2)}, lambda: 2 * np.ones(2))
 
 
 def test_every_method_has_the_same_budget_and_a_name_of_its_own():
@@ -75,7 +75,7 @@ def test_thin_keeps_factors_only_where_they_are_fewer(tmp_path):
     assert found["few"]["kernel"].s.shape == (2,)
     np.testing.assert_allclose(found["many"]["kernel"], params["many"]["kernel"], atol=1e-5)
     storage.write(tmp_path / "network.rvsm", found)
-    back = methods_compared._revived(storage.read(tmp_path / "network.rvsm"))
+    back = methods_forms.revived(storage.read(tmp_path / "network.rvsm"))
     assert jax.tree.structure(back) == jax.tree.structure(found)
     jax.tree.map(np.testing.assert_array_equal, back, found)
 
