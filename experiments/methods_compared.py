@@ -9,8 +9,8 @@
 Reduced to what two cores can train: MNIST, 12,800 training images, shifted at random by up to 2 pixels, in the same
 order for all; six epochs for every method, retraining included. Bytes are those of the file, which is read back and
 gives the same logits bit for bit; the accuracy is that network's. Time is at batch 64, in turns with the dense network,
-in the fastest form that the network has: as it is, shrunk, or with its factors as thin layers. Zeros and levels alone
-buy no time. Ours: README.md, from experiments/results/methods_compared.json. Strengths are those of rvsm_lenet.py,
+in the fastest form that the network has: as it is, shrunk, or with its factors as thin layers. Single zeros buy time
+where they leave whole units unread. Ours: README.md, from experiments/results/methods_compared.json. Strengths are those of rvsm_lenet.py,
 rgsm_channels.py and admm_lenet.py, or were chosen on held-out training images; energies, blocks and ranks were not
 tuned. Networks are kept in runs/, so that a killed run goes on and timing can be repeated.
 """
@@ -237,7 +237,7 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         "bytes of the file": lambda row: row["file_bytes"],
         f"time at batch {BATCH}, share of dense": lambda row: row["time"]["median"],
     }
-    figure, panels = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", sharey=True)
     families = list(dict.fromkeys(row["family"] for row in rows))
     colours = plt.colormaps["tab10"](np.linspace(0, 1, 10))
     for panel, (label, value) in zip(panels, axes.items(), strict=True):
@@ -247,7 +247,7 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             panel.plot(*zip(*points, strict=True), marker, color=colours[i % 10], label=family, alpha=0.75)
         panel.set(xlabel=label, yscale="log", xscale="linear" if "time" in label else "log")
     panels[0].set_ylabel("test error, %")
-    panels[-1].legend(fontsize="x-small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
