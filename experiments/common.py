@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+PATHS = ("out", "data_dir", "runs")  # mean nothing on another machine
+FLAGS = tuple(f"--{name.replace('_', '-')}" for name in PATHS)
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "tensorflow-datasets")
 
@@ -131,7 +133,7 @@ def save(name: str, options: Options, started: float, *, experiment: str | None 
     record = {
         "experiment": experiment or name,
         "command": shlex.join(["python", "-m", f"experiments.{experiment or name}", *_without_paths(sys.argv[1:])]),
-        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "data_dir")},
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in PATHS},
         "revision": revision(),
         "versions": versions(),
         "hardware": hardware(),
@@ -152,7 +154,7 @@ def _without_paths(arguments: Sequence[str]) -> list[str]:
     """Arguments without the folders, which mean nothing on another machine."""
     kept, skip = [], False
     for argument in arguments:
-        folder = argument.split("=")[0] in ("--data-dir", "--out")
+        folder = argument.split("=")[0] in FLAGS
         if not (skip or folder):
             kept.append(argument)
         skip = folder and "=" not in argument

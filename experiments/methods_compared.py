@@ -10,9 +10,9 @@ Reduced to what two cores can train: MNIST, 12,800 training images, shifted at r
 order for all; six epochs for every method, retraining included. Bytes are those of the file, which is read back and
 gives the same logits bit for bit; the accuracy is that network's. Time is at batch 64, in turns with the dense network,
 in the fastest form that the network has: as it is, shrunk, or with its factors as thin layers. Single zeros buy time
-where they leave whole units unread. Ours: README.md, from experiments/results/methods_compared.json. Strengths are those of rvsm_lenet.py,
-rgsm_channels.py and admm_lenet.py, or were chosen on held-out training images; energies, blocks and ranks were not
-tuned. Networks are kept in runs/, so that a killed run goes on and timing can be repeated.
+where they leave whole units unread. Ours: README.md, from experiments/results/methods_compared.json. Strengths are
+those of rvsm_lenet.py, rgsm_channels.py and admm_lenet.py, or were chosen on held-out training images; energies, blocks
+and ranks were not tuned. Networks are kept in runs/, so that a killed run goes on and timing can be repeated.
 """
 
 import dataclasses
