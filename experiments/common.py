@@ -16,8 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-PATHS = ("out", "data_dir", "runs")  # mean nothing on another machine
-FLAGS = tuple(f"--{name.replace('_', '-')}" for name in PATHS)
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint", "tensorflow-datasets")
 
@@ -133,7 +131,7 @@ def save(name: str, options: Options, started: float, *, experiment: str | None 
     record = {
         "experiment": experiment or name,
         "command": shlex.join(["python", "-m", f"experiments.{experiment or name}", *_without_paths(sys.argv[1:])]),
-        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in PATHS},
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if not _is_folder(k, v)},
         "revision": revision(),
         "versions": versions(),
         "hardware": hardware(),
@@ -150,11 +148,15 @@ def save(name: str, options: Options, started: float, *, experiment: str | None 
     return path
 
 
+def _is_folder(name: str, value: Any) -> bool:
+    return name in ("out", "data_dir") or isinstance(value, pathlib.Path)
+
+
 def _without_paths(arguments: Sequence[str]) -> list[str]:
     """Arguments without the folders, which mean nothing on another machine."""
     kept, skip = [], False
     for argument in arguments:
-        folder = argument.split("=")[0] in FLAGS
+        folder = argument.split("=")[0] in ("--data-dir", "--out")
         if not (skip or folder):
             kept.append(argument)
         skip = folder and "=" not in argument
