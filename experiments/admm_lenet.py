@@ -92,7 +92,7 @@ def run(
         print(_line(rows[-1]), flush=True)
     path = common.output_path(f"{name}-{seed}", options, ".rvsm")
     size, back = storage.write(path, shipped), storage.read(path)
-    _same_predictions(network, shipped, back, test[0])
+    same_predictions(network, shipped, back, test[0])
     rows[-1] |= {"file_bytes": size.file, "weight_bytes": size.weights, "dense_bytes": size.dense}
     print(f"{size.file} bytes written, {size.weights:.0f} as ADMM-NN counts, {size.dense} dense")
     return rows
@@ -127,7 +127,7 @@ def _measured(result: train.FitResult, shipped: Any) -> dict[str, Any]:
     }
 
 
-def _same_predictions(network: models.Network, written: Any, back: Any, images: Any) -> None:
+def same_predictions(network: models.Network, written: Any, back: Any, images: Any) -> None:
     """Raises unless logits before and after the file agree in every bit."""
     forward = jax.jit(lambda params, x: network.forward(params, network.state, x / 255.0, None, False)[0])
     before, after = (np.asarray(forward(params, images[:1000].astype(np.float32))) for params in (written, back))

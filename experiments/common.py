@@ -131,7 +131,7 @@ def save(name: str, options: Options, started: float, *, experiment: str | None 
     record = {
         "experiment": experiment or name,
         "command": shlex.join(["python", "-m", f"experiments.{experiment or name}", *_without_paths(sys.argv[1:])]),
-        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "data_dir")},
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if not _is_folder(k, v)},
         "revision": revision(),
         "versions": versions(),
         "hardware": hardware(),
@@ -146,6 +146,10 @@ def save(name: str, options: Options, started: float, *, experiment: str | None 
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _is_folder(name: str, value: Any) -> bool:
+    return name in ("out", "data_dir") or isinstance(value, pathlib.Path)
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:

@@ -364,6 +364,37 @@ BINARY_TITLES = {
     "vgg11-reduced": "VGG-11, CIFAR-10: width 8, 10,000 images, 10 epochs of each",
     "vgg11": "VGG-11, CIFAR-10",
 }
+
+
+def methods_compared(results: Results) -> str:
+    """All compressors on one LeNet-5: accuracy, what is left, bytes, and time in the fastest form."""
+    rows = []
+    for row in results["table"]:
+        size, dense = row["file_bytes"]["mean"], row["dense_bytes"]["mean"]
+        timed = f"{plus_minus(row['time'])}, {row['form']}" if "time" in row else ""
+        left = f"{row['nonzeros']['mean']:,.0f}", f"{row['compression']['mean']:.1f}x"
+        cells = (plus_minus(row["accuracy"]), *left, f"{size:,.0f}", f"{dense / size:.1f}x", timed)
+        rows.append((row["name"], str(row["accuracy"]["n"]), *cells))
+    head = ("method, strength", "seeds", "accuracy %", "non-zeros", "fewer by", "file, bytes", "smaller by", "time")
+    how = f"mean ± standard deviation, {results['measured_on']}; time at batch {results['batch']} over dense's"
+    return markdown(head, rows) + provenance(results, how)
+
+
+def ssl_lenet(results: Results) -> str:
+    """Filters, channels and shapes that SSL leaves of LeNet's convolutions, published and ours."""
+    published = [
+        ("published", ", ".join(map(str, row["filters"])), "", "", f"{row['error'] or ''}", "", "")
+        for row in results["published"]
+    ]
+    rows = []
+    for row in results["table"]:
+        counts = [", ".join(f"{x['mean']:g}" for x in row[kind]) for kind in ("filters", "channels", "shapes")]
+        errors = [plus_minus(row[name]) for name in ("error", "retrained")]
+        rows.append((f"ours: {row['name']}", *counts, *errors, plus_minus(row["multiply_adds"])))
+    head = ("LeNet, MNIST", "filters", "channels", "shapes", "error %", "retrained %", "multiply-adds, shrunk")
+    return markdown(head, [*published, *rows]) + provenance(results, counted(results["table"][-1]["error"]))
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -384,6 +415,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench_no_overlap": no_overlap_rate,
     "bench_attacks": attacks,
     "robust_pruning-reduced": robust_reduced,
+    "methods_compared": methods_compared,
+    "ssl_lenet": ssl_lenet,
 }
 
 

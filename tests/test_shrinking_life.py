@@ -68,6 +68,30 @@ def test_gradients_and_an_optimisers_step_are_those_of_the_big_network():
     assert int(small_state[0].count) == 2 and small_state[0].mu["A"].shape == (8, 3)
 
 
+KEPT = {
+    "admm": lambda prox, sgd: optax.chain(rvsm_jax.admm_splitting(prox, 0.5, every=2), sgd),
+    "relaxed": lambda prox, sgd: optax.chain(sgd, rvsm_jax.relaxed_projection(prox, 0.5)),
+    "partial": lambda prox, sgd: optax.chain(sgd, rvsm_jax.partial_projection(prox, 0.5)),
+    "masked": lambda prox, sgd: optax.masked(sgd, lambda params: jax.tree.map(lambda x: x.ndim == 2, params)),
+}
+
+
+@pytest.mark.parametrize("link", KEPT)
+def test_states_that_leave_leaves_out_are_cut(link):
+    fn, variables = mlp()
+    _, small, report = shrink(fn, variables, SHAPE)
+    soft = rvsm_jax.proximal_operator(rvsm_jax.l1(), where=lambda path, leaf: leaf.ndim == 2)
+    tx = KEPT[link](lambda w, t: soft(w, 0.1), optax.sgd(0.1, momentum=0.9))
+    update = lenient(tx.update)
+    state = update(variables, tx.init(variables), variables)[1]
+    updates, _ = update(variables, state, variables)
+    small_state = report.take(state)
+    small_updates, _ = update(small, small_state, small)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), report.take(updates), small_updates)
+    held = [x for x in jax.tree.leaves(small_state) if jnp.ndim(x) == 2]
+    assert held and {x.shape for x in held} == {(8, 3), (3, 4)}
+
+
 def test_relu_keeps_its_derivative_at_zero():
     fn, variables = mlp()
     variables = variables | {"a": jnp.zeros(6)}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rvsm_jax.shrinking.boxes import Box, cut, same, small_shape, whole
 from rvsm_jax.shrinking.inputs import Variables
@@ -132,7 +133,9 @@ class Report(NamedTuple):
         """A tree like the variables, cut as they were: the state of an optimiser, gradients, another copy.
 
         Every part of the tree that has the structure and shapes of the variables, or of an entry of theirs such as
-        ``variables["params"]``, is cut; what else there is, a step count say, stays.
+        ``variables["params"]``, is cut, also where some of its leaves are left out (None, or masked by optax): the
+        copies that ADMM and BinaryRelax keep of the kernels alone. What else there is, a step count say, stays; so do
+        the groups' weights of ``reweighted_penalty``, which begin anew.
 
         Args:
           tree: the tree.
@@ -245,18 +248,21 @@ def _channel_axis(op: Operation) -> int:
 
 
 def matches(report: Report, tree: Any) -> list[tuple[Any, list[Leaf] | None]]:
-    """The parts of a tree that are like the variables or an entry of theirs, with those variables; None for others."""
+    """The parts of a tree that are like the variables or an entry of theirs, with those variables; None for others.
+
+    A part may leave some of the leaves out, not all; it then comes with the variables of the others.
+    """
     variables = jax.tree.unflatten(report.treedef, report.leaves)
     children = jax.tree.leaves(variables, is_leaf=lambda x: x is not variables)
-    patterns: list[tuple[Any, list[Leaf]]] = [
-        (jax.tree.structure(part, is_leaf=_is_row), jax.tree.leaves(part, is_leaf=_is_row))
-        for part in [variables, *(child for child in children if not _is_row(child))]
+    patterns: list[tuple[Any, list[Any]]] = [
+        (jax.tree.structure(part, is_leaf=_is_place), jax.tree.leaves(part, is_leaf=_is_place))
+        for part in [variables, *(child for child in children if not _is_place(child))]
     ]
 
     def match(part: Any) -> list[Leaf] | None:
-        structure, shapes = jax.tree.structure(part), [np.shape(leaf) for leaf in jax.tree.leaves(part)]
-        fits = [rows for pattern, rows in patterns if rows and pattern == structure]
-        fits = [rows for rows in fits if [row.before for row in rows] == shapes]
+        structure, leaves = jax.tree.structure(part, is_leaf=_is_hole), jax.tree.leaves(part, is_leaf=_is_hole)
+        fits = [_filled(rows, leaves) for pattern, rows in patterns if pattern == structure]
+        fits = [rows for rows in fits if rows]
         if any(not same(a.box, b.box) for rows in fits[1:] for a, b in zip(fits[0], rows, strict=True)):
             names = ", ".join(repr(rows[0].path) for rows in fits)
             raise ShrinkError(
@@ -268,6 +274,14 @@ def matches(report: Report, tree: Any) -> list[tuple[Any, list[Leaf] | None]]:
     return [(part, match(part)) for part in parts]
 
 
+def _filled(rows: Sequence[Any], leaves: Sequence[Any]) -> list[Leaf]:
+    """The variables whose places the leaves fill; none if a leaf is in the wrong place or of another shape."""
+    pairs = [(row, leaf) for row, leaf in zip(rows, leaves, strict=True) if not _is_hole(leaf)]
+    if any(_is_hole(row) or row.before != np.shape(leaf) for row, leaf in pairs):
+        return []
+    return [row for row, _ in pairs]
+
+
 def _take(report: Report, tree: Any) -> Any:
     found = matches(report, tree)
     if not any(rows for _, rows in found):
@@ -276,8 +290,12 @@ def _take(report: Report, tree: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _is_row(x: Any) -> bool:
-    return isinstance(x, Leaf)
+def _is_hole(x: Any) -> bool:
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
+def _is_place(x: Any) -> bool:
+    return isinstance(x, Leaf) or _is_hole(x)
 
 
 def _cut_leaves(part: Any, rows: Sequence[Leaf]) -> list[Any]:
