@@ -101,7 +101,9 @@ def accuracies(
     return {name: 100 * float(np.concatenate(found).mean()) for name, found in right.items()}
 
 
-def distances(logits_fn: Callable[[jax.Array], jax.Array], attack: Attack, images: Any, labels: Any) -> dict[str, float]:
+def distances(
+    logits_fn: Callable[[jax.Array], jax.Array], attack: Attack, images: Any, labels: Any
+) -> dict[str, float]:
     """mean_i 1{x_i is classified correctly} |x_i' - x_i|_2, x_i' the nearest adversarial image that an attack finds.
 
     An image that the attack does not fool counts as 0, and among the ``unfooled``: nothing is known of its distance.

@@ -281,6 +281,45 @@ def robust(results: Results) -> str:
     return markdown(head, rows) + (provenance(results, runs) if ours else f"\n{runs}.\n")
 
 
+SHOWN = {
+    "fgsm 0.1": "r_inf: FGSM, 0.1, %",
+    "pgd 0.1": "r_inf: PGD, 0.1, %",
+    "pgd 0.2": "r_inf: PGD, 0.2, %",
+    "deepfool": "r_2: DeepFool",
+    "cw": "r_2: C&W",
+}
+
+
+def sparsity_vs_robustness(results: Results) -> str:
+    """Each measure of the dense network and at its best middle sparsity, and whether that is an inverted U."""
+    rows = []
+    for row in results["table"]:
+        curves, verdicts = row["curves"]["pruned"], row["inverted_u"]
+        for name in (name for name in SHOWN if name in curves):
+            found, digits = verdicts[name], 1 if "%" in SHOWN[name] else 2
+            level = found["level"]
+            dense, best, accuracy = (
+                plus_minus(common.summary(curves[of][at]), n)
+                for of, at, n in ((name, 0, digits), (name, level, digits), ("accuracy", level, 1))
+            )
+            gains = [_gain(found[other], digits) if other in found else "" for other in ("dense", "control")]
+            said = ("yes" if found.get("by_sparsity") else "not by sparsity") if found["found"] else "no"
+            said = "yes, no control yet" if found["found"] and "by_sparsity" not in found else said
+            what = f"{TITLES[row['network']].removesuffix(', MNIST')}, {row['training']}"
+            best = f"{best} at {100 * results['levels'][level]:g} %"
+            rows.append((what, SHOWN[name], dense, best, accuracy, *gains, said))
+    head = ("trained", "measure", "dense", "best middle sparsity", "accuracy there", "gain over dense", "over control",
+            "inverted U")  # fmt: skip
+    seeds = max((len(row["seeds"]["pruned"]) for row in results["table"]), default=0)
+    how = f"{seeds} seed{'s' if seeds > 1 else ''}, mean ± standard deviation, gains ± standard error"
+    return markdown(head, rows) + provenance(results, how)
+
+
+def _gain(found: Results, digits: int) -> str:
+    error = found["standard_error"]
+    return f"{found['gain']:+.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -297,6 +336,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench_no_overlap": no_overlap_rate,
     "bench_attacks": attacks,
     "robust_pruning-reduced": robust_reduced,
+    "sparsity_vs_robustness": sparsity_vs_robustness,
 }
 
 
