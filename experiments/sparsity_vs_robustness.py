@@ -77,11 +77,11 @@ class Measures:
       cw_searches: values of c.
     """
 
-    radii: tuple[float, ...] = (0.1, 0.2, 0.3)
-    images: int = 250
+    radii: tuple[float, ...] = (0.05, 0.1, 0.2)
+    images: int = 200
     steps: int = 10
-    deepfool: int = 200
-    cw: int = 50
+    deepfool: int = 100
+    cw: int = 30
     cw_steps: int = 40
     cw_searches: int = 4
 
@@ -109,7 +109,7 @@ class SparsityOptions(common.Options):
 
 PROTOCOLS = {
     "lenet_300_100": (30_000, Protocol(epochs=8, learning_rate=0.05, fine_tune_epochs=2, fine_tune_rate=0.02)),
-    "lenet5": (10_000, Protocol(epochs=10, batch_size=64, learning_rate=0.05, fine_tune_epochs=1, fine_tune_rate=0.02)),
+    "lenet5": (8_000, Protocol(epochs=6, batch_size=64, learning_rate=0.05, fine_tune_epochs=1, fine_tune_rate=0.02)),
 }
 NETWORKS: Mapping[str, Callable[..., models.Network]] = {
     "lenet_300_100": models.lenet_300_100,

@@ -11,7 +11,7 @@ import pytest
 from experiments import inverted_u as iu
 from experiments import robust_figures, sparse, tables
 from experiments import sparsity_vs_robustness as svr
-from rvsm_jax import attacks, models, storage
+from rvsm_jax import attacks, storage
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +21,14 @@ def standard_promotion():
         yield
 
 
+def affine(w, b, x):
+    z = (x.reshape(len(x), -1) @ w + b) / 2
+    return jnp.stack([z, -z], 1)
+
+
 def linear(w, b):
-    """The logits of a binary linear classifier, of margin 2 y (w x + b) / 2."""
-    w = jnp.asarray(w, jnp.float32)
-
-    def logits_fn(x):
-        z = (x.reshape(len(x), -1) @ w + b) / 2
-        return jnp.stack([z, -z], 1)
-
-    return logits_fn
+    """The logits of a binary linear classifier, whose difference is w x + b."""
+    return jax.tree_util.Partial(affine, jnp.asarray(w, jnp.float32), jnp.float32(b))
 
 
 def test_r_inf_and_r_2_of_a_linear_network_are_the_closed_forms_dense_and_pruned():
@@ -110,29 +109,27 @@ def test_an_inverted_u_beats_both_ends_and_its_control_by_two_standard_errors():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Two middle levels, a network that compiles fast, noise for data, and few steps of everything."""
+    """One middle level, a network that compiles fast, noise for data, and few steps."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (128, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 128).astype(np.int32)
-    monkeypatch.setattr(svr, "load", lambda options: (noise, noise))
-    monkeypatch.setattr(robust_figures, "load", lambda options: (noise, noise))
-    for module in (svr, robust_figures):
-        monkeypatch.setattr(module, "LEVELS", (0.0, 0.5, 0.999))
-    case = dataclasses.replace(svr.QUICK, protocol=sparse.Protocol(2, 32, fine_tune_epochs=1), steps=1)
+    noise = rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 64).astype(np.int32)
+    case = dataclasses.replace(svr.QUICK, training="natural", protocol=sparse.Protocol(2, 16, fine_tune_epochs=1))
     monkeypatch.setattr(svr, "QUICK", case)
-    monkeypatch.setattr(robust_figures, "QUICK", case)
-    monkeypatch.setattr(svr, "QUICK_MEASURES", svr.Measures((0.1,), 16, 2, 8, 8, 3, 2))
+    for module in (svr, robust_figures):
+        monkeypatch.setattr(module, "load", lambda options: (noise, noise))
+        monkeypatch.setattr(module, "LEVELS", (0.0, 0.5, 0.999))
     return svr.SparsityOptions(quick=True, out=tmp_path, runs=tmp_path / "runs")
 
 
 def test_a_killed_run_goes_on_and_every_level_is_run_once(small, monkeypatch, capsys):
-    real, left = svr.robustness, iter([True, False, True, True, True, True])
+    calls = iter(range(10))
 
-    def killed(*arguments):
-        if not next(left):
+    def measured(logits_fn, measures, images, labels, key):  # the second one is killed
+        if (call := next(calls)) == 1:
             raise KeyboardInterrupt
-        return real(*arguments)
+        distance = {"mean": 1.0 + call % 2, "unfooled": 0.0}
+        return {"fgsm": {"0.1": 10.0 * call}, "pgd": {"0.1": 9.0 * call}, "deepfool": distance, "cw": distance}
 
-    monkeypatch.setattr(svr, "robustness", killed)
+    monkeypatch.setattr(svr, "robustness", measured)
     with pytest.raises(KeyboardInterrupt):
         svr.main(small)
     read = lambda: json.loads((small.out / "sparsity_vs_robustness-quick.json").read_text())  # noqa: E731
@@ -142,39 +139,44 @@ def test_a_killed_run_goes_on_and_every_level_is_run_once(small, monkeypatch, ca
     second = read()
     rows = second["rows"]
     assert rows[0] == first["rows"][0] and len(capsys.readouterr().out.splitlines()) == len(rows) == 5
-    assert [(row["kind"], row["stage"]) for row in rows] == [
-        ("pruned", 0), ("pruned", 1), ("pruned", 2), ("control", 1), ("control", 2)
-    ]  # fmt: skip
+    paths = [(row["kind"], row["stage"]) for row in rows]
+    assert paths == [("pruned", 0), ("pruned", 1), ("pruned", 2), ("control", 1), ("control", 2)]
     weights = 64 * 300 + 300 * 100 + 100 * 10
     assert [row["nonzeros"] for row in rows] == [weights, weights // 2, weights // 1000, weights, weights]
     (table,) = second["table"]
     assert table["seeds"] == {"pruned": [0], "control": [0]} and not table["inverted_u"]["deepfool"]["found"]
     assert table["curves"]["control"]["pgd 0.1"] == [[row["pgd"]["0.1"]] for row in rows[3:]]
-    supports = [np.asarray(read_kernel(small, "pruned", stage)) != 0 for stage in (0, 1, 2)]
+    supports = [np.asarray(kernel(small, stage)) != 0 for stage in (0, 1, 2)]
     assert np.all(supports[0] >= supports[1]) and np.all(supports[1] >= supports[2]) and not supports[1].all()
     assert (small.out / "sparsity_vs_robustness-quick.png").stat().st_size > 5000
     svr.main(small)  # there is nothing left to do
     assert read() == second
     written = tables.sparsity_vs_robustness(second)
-    assert "LeNet-300-100" in written and f"{rows[1]['accuracy']:.1f}" in written
+    assert "| LeNet-300-100, natural | r_inf: PGD, 0.1, % | 0.0 | 18.0 at 50 % |" in written
 
 
-def read_kernel(options, kind, stage):
-    return storage.read(svr.network_path(options.runs, svr.QUICK, kind, 0, stage))["dense1"]["kernel"]
+def kernel(options, stage):
+    return storage.read(svr.network_path(options.runs, svr.QUICK, "pruned", 0, stage))["dense1"]["kernel"]
 
 
-def test_robust_figures(small, tmp_path, capsys):
-    options = robust_figures.FigureOptions(quick=True, out=tmp_path, runs=small.runs, level=0.5, images=32)
+def test_robust_figures_of_the_networks_they_are_given(small, tmp_path, monkeypatch):
+    made = {}
+
+    def trained(runs, case, kind, seed, stage, network, training):
+        made[case.training, stage] = svr.pruned(network.params, 0.3 * stage + 0.1 * (case.training == "natural"))
+        return made[case.training, stage]
+
+    monkeypatch.setattr(robust_figures, "trained", trained)
+    options = robust_figures.FigureOptions(quick=True, out=tmp_path, level=0.5, images=32)
     robust_figures.main(options)
     found = json.loads((tmp_path / "robust_figures-quick.json").read_text())
-    assert set(found["curves"]) == {"natural", "adversarial"} == set(found["small_weights"])
+    assert set(found["curves"]) == {"natural", "adversarial"} and len(made) == 4
     for curve in (curve for both in found["curves"].values() for curve in both.values()):
         assert len(curve) == len(found["radii"]) and curve == sorted(curve, reverse=True)
-    network = models.lenet_300_100(jax.random.key(0), image_shape=(8, 8, 1))
-    case = dataclasses.replace(svr.QUICK, training="natural")
-    w = storage.read(svr.network_path(small.runs, case, "pruned", 0, 0), like=network.params)
+    w = made["natural", 0]
     kernels = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(w) if leaf.ndim == 2])
-    assert found["small_weights"]["natural"] == 100 * (np.abs(kernels) < 1e-3).mean()
+    assert found["small_weights"]["natural"] == pytest.approx(100 * (np.abs(kernels) < 1e-3).mean())
+    assert found["small_weights"]["natural"] > found["small_weights"]["adversarial"] + 9
     norms = np.linalg.norm(w["dense2"]["kernel"], axis=1)
     np.testing.assert_allclose(robust_figures.channel_norms(w), norms, rtol=1e-6)
     for name in ("robust_figures-quick.png", "robust_figures-images-quick.png"):
