@@ -41,7 +41,8 @@ from rvsm_jax import attacks
 from rvsm_jax.step import leaf_name
 
 SMALL = 1e-3  # a weight below it counts as small, as published
-SHOWN = 6
+SHOWN = 6  # images
+STEPS = 20  # of PGD
 Networks = Mapping[str, Mapping[str, Any]]  # training, then "dense" or "sparse"
 
 
@@ -82,8 +83,8 @@ def main(options: FigureOptions) -> None:
     x, y = jnp.asarray(images[order], jnp.float32) / 255, jnp.asarray(labels[order])
     f = functools.partial(logits, network)
     judged = {k: {kind: jax.tree_util.Partial(f, w) for kind, w in both.items()} for k, both in networks.items()}
-    radii = np.linspace(0, 3 * options.radius, 4 if options.quick else 9).tolist()
-    found = {name: {kind: _curve(g, x, y, radii) for kind, g in both.items()} for name, both in judged.items()}
+    radii, steps = np.linspace(0, 3 * options.radius, 3 if options.quick else 9).tolist(), 3 if options.quick else STEPS
+    found = {name: {kind: _curve(g, x, y, radii, steps) for kind, g in both.items()} for name, both in judged.items()}
     small = {name: _small(both["dense"]) for name, both in networks.items()}
     picture, grid = (common.output_path(name, options, ".png") for name in ("robust_figures", "robust_figures-images"))
     _draw(options, networks, radii, found, picture)
@@ -100,11 +101,11 @@ def _case(options: FigureOptions, training: str) -> Case:
     return Case("lenet5", training, *PROTOCOLS["lenet5"])
 
 
-def _curve(logits_fn: Any, images: jax.Array, labels: jax.Array, radii: list[float]) -> list[float]:
+def _curve(logits_fn: Any, images: jax.Array, labels: jax.Array, radii: list[float], steps: int) -> list[float]:
     """Accuracy in percent in the running worst case over the radii."""
 
     def attack(x, y, key, eps):
-        return attacks.pgd(logits_fn, x, y, key, eps=eps, steps=20, loss=attacks.margin, keep="worst")
+        return attacks.pgd(logits_fn, x, y, key, eps=eps, steps=steps, loss=attacks.margin, keep="worst")
 
     return (
         100 * attacks.accuracy_curve(logits_fn, images, labels, jax.random.key(0), attack=attack, radii=radii)
@@ -140,7 +141,7 @@ def _draw(options: FigureOptions, networks: Networks, radii: list[float], found:
             right.plot(np.sort(channel_norms(both[kind]))[::-1], style, color=colour)
         weights = kernel_weights(both["dense"])
         middle.hist(weights, bins=np.linspace(-0.1, 0.1, 101).tolist(), histtype="step", density=True, color=colour)
-    left.set(xlabel="radius, $l_\\infty$", ylabel="accuracy under PGD-20, %", ylim=(0, 101))
+    left.set(xlabel="radius, $l_\\infty$", ylabel=f"accuracy under PGD-{STEPS}, %", ylim=(0, 101))
     left.legend(fontsize="x-small")
     middle.set(xlabel="weight, dense networks", ylabel="density", yscale="log")
     right.set(xlabel="input channel of the second layer, by norm", ylabel="norm", ylim=(0, None))
@@ -165,7 +166,7 @@ def _draw_images(
     figure, axes = plt.subplots(1 + 2 * len(judged), SHOWN, figsize=(1.3 * SHOWN, 7.2), layout="constrained")
     _row(axes[0], x, [f"a {label}" for label in np.asarray(y)], "images", "gray", (0, 1))
     for i, (name, f) in enumerate(judged.items()):
-        twins = attacks.pgd(f, x, y, jax.random.key(0), eps=eps, steps=20, loss=attacks.margin, keep="worst")
+        twins = attacks.pgd(f, x, y, jax.random.key(0), eps=eps, steps=STEPS, loss=attacks.margin, keep="worst")
         said = [f"says {label}" for label in np.asarray(f(twins).argmax(1))]
         _row(axes[1 + 2 * i], twins, said, f"{name},\neps = {eps:g}", "gray", (0, 1))
         _row(axes[2 + 2 * i], twins - x, [""] * SHOWN, "difference", "coolwarm", (-eps, eps))

@@ -13,10 +13,11 @@ mean over images of the l_2 distance to the nearest adversarial one that DeepFoo
 A measure is an inverted U if the middle level of the largest mean beats both ends of the path by more than two standard
 errors, seed by seed. The level is picked with the seeds that it is tested on, which favours finding one: to be due to
 sparsity it must beat the control at the same stage as well. Every level is a row that is saved as it is finished; its
-network is kept in runs/, so that a killed run goes on where it was.
+network is kept in runs/, so that a killed run goes on where it was, and several runs may share the work.
 """
 
 import dataclasses
+import fcntl
 import functools
 import itertools
 import json
@@ -128,7 +129,7 @@ def main(options: SparsityOptions) -> None:
     for kind, seed, case in itertools.product(kinds, seeds, cases(options)):
         for row in _path(options, case, kind, seed, measures, *held):
             print(_line(row), flush=True)
-            _write(options, started, [*_rows(options), row])
+            _add(options, started, row)
     if table := summarised(_rows(options), len(LEVELS)):
         draw(table, LEVELS, common.output_path(_name(options), options, ".png"))
 
@@ -160,7 +161,7 @@ def _path(
             continue
         start = time.time()
         params = trained(options.runs, case, kind, seed, stage, network, (images, labels))
-        report = rvsm_jax.sparsity(params)
+        report = rvsm_jax.sparsity(params, groups={})
         yield identity | {
             "weights": report.weights,
             "nonzeros": report.nonzeros,
@@ -266,7 +267,7 @@ def pruned(params: Any, level: float) -> Any:
     {'a': {'kernel': Array([[3., 0.]], dtype=float32)}, 'b': {'kernel': Array([[2.],
            [0.]], dtype=float32)}}
     """
-    keep = round((1 - level) * rvsm_jax.sparsity(params).weights)
+    keep = round((1 - level) * rvsm_jax.sparsity(params, groups={}).weights)
     return rvsm_jax.proximal_operator(rvsm_jax.top_k(keep), joint=True)(params, 1.0)
 
 
@@ -303,7 +304,15 @@ def _found(options: SparsityOptions, identity: Mapping[str, Any]) -> bool:
     return any(all(row[name] == value for name, value in wanted.items()) for row in _rows(options))
 
 
+def _add(options: SparsityOptions, started: float, row: dict[str, Any]) -> None:
+    """Adds a row to the results file, which other processes may be adding to."""
+    with open(options.runs / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _write(options, started, [*_rows(options), row])
+
+
 def _write(options: SparsityOptions, started: float, rows: Sequence[dict[str, Any]]) -> None:
+    rows = sorted(rows, key=lambda row: [row[k] for k in ("network", "training", "seed", "kind", "stage")])
     common.save(
         _name(options), options, started, experiment="sparsity_vs_robustness", levels=LEVELS,
         table=summarised(rows, len(LEVELS)),
