@@ -19,7 +19,7 @@ def inverted_u(values: Sequence[Sequence[float]], control: Sequence[Sequence[flo
 
     Args:
       values: [levels, seeds] of a measure, from dense to sparsest.
-      control: likewise, of the controls from stage 1 on.
+      control: likewise, of the controls from stage 1 on, for all seeds or the first few.
 
     Returns:
       "level", its number; "dense", "sparsest" and "control": mean and standard error of its gain over each; "found":
@@ -32,12 +32,12 @@ def inverted_u(values: Sequence[Sequence[float]], control: Sequence[Sequence[flo
     """
     x = np.asarray(values, float)
     level = 1 + int(x[1:-1].mean(1).argmax())
-    others = {"dense": x[0], "sparsest": x[-1]} | (
-        {} if control is None else {"control": np.asarray(control)[level - 1]}
-    )
+    others = {"dense": x[0], "sparsest": x[-1]}
+    if control is not None:
+        others["control"] = np.asarray(control, float)[level - 1]
     found: dict[str, Any] = {"level": level}
     for name, other in others.items():
-        gain = x[level] - other
+        gain = x[level][: len(other)] - other
         error = float(gain.std(ddof=1) / math.sqrt(gain.size)) if gain.size > 1 else None
         clear = error is not None and bool(gain.mean() > 2 * error)
         found[name] = {"gain": float(gain.mean()), "standard_error": error, "clear": clear}
@@ -74,9 +74,10 @@ def summarised(rows: Sequence[Mapping[str, Any]], levels: int) -> list[dict[str,
         if not seeds[PRUNED]:
             continue
         curves = {kind: _curves(mine, kind, found) for kind, found in seeds.items() if found}
-        both = seeds[CONTROL] == seeds[PRUNED]
+        first = seeds[CONTROL] and seeds[CONTROL] == seeds[PRUNED][: len(seeds[CONTROL])]
         verdicts = {
-            name: inverted_u(values, curves[CONTROL][name] if both else None) for name, values in curves[PRUNED].items()
+            name: inverted_u(values, curves[CONTROL][name] if first else None)
+            for name, values in curves[PRUNED].items()
         }
         table.append(
             {"network": network, "training": training, "seeds": seeds, "curves": curves, "inverted_u": verdicts}

@@ -96,6 +96,7 @@ class SparsityOptions(common.Options):
       networks: which of them.
       trainings: "natural", "adversarial".
       control: whether to run the controls, after all paths.
+      summarise: run nothing; table and figure of the rows that there are.
       seeds: how many seeds, from ``seed`` on.
       runs: folder of the networks.
     """
@@ -104,6 +105,7 @@ class SparsityOptions(common.Options):
     networks: tuple[str, ...] = ("lenet_300_100", "lenet5")
     trainings: tuple[str, ...] = (NATURAL, ADVERSARIAL)
     control: bool = True
+    summarise: bool = False
     seeds: int = 3
     runs: pathlib.Path = pathlib.Path("runs/sparsity_vs_robustness")
 
@@ -126,10 +128,11 @@ def main(options: SparsityOptions) -> None:
     held, measures = load(options), QUICK_MEASURES if options.quick else Measures()
     kinds = (PRUNED, CONTROL) if options.control else (PRUNED,)
     seeds = range(options.seed, options.seed + (1 if options.quick else options.seeds))
-    for kind, seed, case in itertools.product(kinds, seeds, cases(options)):
+    for kind, seed, case in () if options.summarise else itertools.product(kinds, seeds, cases(options)):
         for row in _path(options, case, kind, seed, measures, *held):
             print(_line(row), flush=True)
             _add(options, started, row)
+    _add(options, started)
     if table := summarised(_rows(options), len(LEVELS)):
         draw(table, LEVELS, common.output_path(_name(options), options, ".png"))
 
@@ -263,6 +266,7 @@ def network_path(runs: pathlib.Path, case: Case, kind: str, seed: int, stage: in
 def pruned(params: Any, level: float) -> Any:
     """The (1 - level) n largest of all n weights of the kernels, the others zero.
 
+    >>> import jax.numpy as jnp
     >>> pruned({"a": {"kernel": jnp.array([[3.0, 1.0]])}, "b": {"kernel": jnp.array([[2.0], [0.5]])}}, 0.5)
     {'a': {'kernel': Array([[3., 0.]], dtype=float32)}, 'b': {'kernel': Array([[2.],
            [0.]], dtype=float32)}}
@@ -304,11 +308,12 @@ def _found(options: SparsityOptions, identity: Mapping[str, Any]) -> bool:
     return any(all(row[name] == value for name, value in wanted.items()) for row in _rows(options))
 
 
-def _add(options: SparsityOptions, started: float, row: dict[str, Any]) -> None:
-    """Adds a row to the results file, which other processes may be adding to."""
+def _add(options: SparsityOptions, started: float, *rows: dict[str, Any]) -> None:
+    """Adds rows to the results file, which other processes may be adding to, and summarises it."""
+    options.runs.mkdir(parents=True, exist_ok=True)
     with open(options.runs / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _write(options, started, [*_rows(options), row])
+        _write(options, started, [*_rows(options), *rows])
 
 
 def _write(options: SparsityOptions, started: float, rows: Sequence[dict[str, Any]]) -> None:

@@ -305,13 +305,15 @@ def sparsity_vs_robustness(results: Results) -> str:
             gains = [_gain(found[other], digits) if other in found else "" for other in ("dense", "control")]
             said = ("yes" if found.get("by_sparsity") else "not by sparsity") if found["found"] else "no"
             said = "yes, no control yet" if found["found"] and "by_sparsity" not in found else said
-            what = f"{TITLES[row['network']].removesuffix(', MNIST')}, {row['training']}"
+            said = "one seed, no test" if len(row["seeds"]["pruned"]) == 1 else said
+            counts = "/".join(str(len(row["seeds"][kind])) for kind in ("pruned", "control"))
+            what = f"{TITLES[row['network']].removesuffix(', MNIST')}, {row['training']}, {counts}"
             best = f"{best} at {100 * results['levels'][level]:g} %"
             rows.append((what, SHOWN[name], dense, best, accuracy, *gains, said))
-    head = ("trained", "measure", "dense", "best middle sparsity", "accuracy there", "gain over dense", "over control",
+    head = ("trained, seeds/controls", "measure", "dense", "best middle sparsity", "accuracy there", "gain over dense", "over control",
             "inverted U")  # fmt: skip
-    seeds = max((len(row["seeds"]["pruned"]) for row in results["table"]), default=0)
-    how = f"{seeds} seed{'s' if seeds > 1 else ''}, mean ± standard deviation, gains ± standard error"
+    done = f"{len(results['rows'])} of 204 levels have been run"
+    how = f"mean ± standard deviation over the seeds, gains ± standard error; {done}"
     return markdown(head, rows) + provenance(results, how)
 
 

@@ -104,6 +104,8 @@ def test_an_inverted_u_beats_both_ends_and_its_control_by_two_standard_errors():
     rises = iu.inverted_u([dense, best, best + 1])  # and does not fall
     falls = iu.inverted_u([best, dense, [0.0, 0.0, 0.0]])
     noisy = iu.inverted_u([dense, dense + np.array([1.0, -0.4, 0.3]), [0.0, 0.0, 0.0]])  # 0.3 +- 0.4
+    short = iu.inverted_u([dense, best, [0.0, 0.0, 0.0]], [dense[:2] - 1, dense[:2]])  # a control for two seeds
+    assert short["control"]["gain"] == pytest.approx(np.mean(best[:2] - dense[:2] + 1))
     alike = iu.inverted_u([dense, best, [0.0, 0.0, 0.0]], [best, best])  # but not because of its zeros
     assert not (rises["found"] or falls["found"] or noisy["found"] or alike["by_sparsity"]) and alike["found"]
     assert not iu.inverted_u([[1.0], [2.0], [0.0]])["found"]  # one seed has no standard error
@@ -155,7 +157,7 @@ def test_a_killed_run_goes_on_and_every_level_is_run_once(small, monkeypatch, ca
     svr.main(small)  # there is nothing left to do
     assert read() == second
     written = tables.sparsity_vs_robustness(second)
-    assert "| LeNet-300-100, natural | r_inf: PGD, 0.1, % | 0.0 | 18.0 at 50 % |" in written
+    assert "| LeNet-300-100, natural, 1/1 | r_inf: PGD, 0.1, % | 0.0 | 18.0 at 50 % |" in written
 
 
 def one_in_earnest(fit):
