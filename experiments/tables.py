@@ -310,8 +310,16 @@ def sparsity_vs_robustness(results: Results) -> str:
             what = f"{TITLES[row['network']].removesuffix(', MNIST')}, {row['training']}, {counts}"
             best = f"{best} at {100 * results['levels'][level]:g} %"
             rows.append((what, SHOWN[name], dense, best, accuracy, *gains, said))
-    head = ("trained, seeds/controls", "measure", "dense", "best middle sparsity", "accuracy there", "gain over dense", "over control",
-            "inverted U")  # fmt: skip
+    head = (
+        "trained, seeds/controls",
+        "measure",
+        "dense",
+        "best middle sparsity",
+        "accuracy there",
+        "gain over dense",
+        "over control",
+        "inverted U",
+    )
     done = f"{len(results['rows'])} of 204 levels have been run"
     how = f"mean ± standard deviation over the seeds, gains ± standard error; {done}"
     return markdown(head, rows) + provenance(results, how)
