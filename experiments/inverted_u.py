@@ -42,7 +42,7 @@ def inverted_u(values: Sequence[Sequence[float]], control: Sequence[Sequence[flo
         clear = error is not None and bool(gain.mean() > 2 * error)
         found[name] = {"gain": float(gain.mean()), "standard_error": error, "clear": clear}
     found["found"] = found["dense"]["clear"] and found["sparsest"]["clear"]
-    if control is not None:
+    if control is not None and found["control"]["standard_error"] is not None:
         found["by_sparsity"] = found["found"] and found["control"]["clear"]
     return found
 

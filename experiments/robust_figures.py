@@ -1,10 +1,11 @@
-"""What adversarial training and pruning do to a LeNet-5, in pictures: from the networks of sparsity_vs_robustness.
+"""What adversarial training and pruning do to a network, in pictures: from the networks of sparsity_vs_robustness.
 
-    python -m experiments.robust_figures            # LeNet-5 on MNIST; trains what is not in runs/
-    python -m experiments.robust_figures --quick    # LeNet-300-100 on 8 x 8 digits
+    python -m experiments.robust_figures                      # LeNet-300-100 on MNIST; trains what is not in runs/
+    python -m experiments.robust_figures --network lenet5
+    python -m experiments.robust_figures --quick              # on 8 x 8 digits
 
 Accuracy against the radius of PGD, dense and with 95 % of the weights zero; how the weights are distributed, natural
-against adversarial (arXiv 2003.00631, Figure 1), with the share below 1e-3 in magnitude; the norms of the channels; and
+against adversarial (arXiv 2003.00631, Figure 1), with the share below 1e-3 in magnitude; the norms of the second layer's input channels; and
 images with their adversarial twins. Results: experiments/results/robust_figures.json, .png and -images.png.
 """
 
@@ -13,7 +14,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +52,14 @@ class FigureOptions(common.Options):
     """Options of this experiment.
 
     Attributes:
+      network: "lenet_300_100" or "lenet5".
       level: the sparsity of the sparse networks, one of those of sparsity_vs_robustness.
       radius: of the attack whose images are shown.
       images: test images for the curves.
       runs: folder of the networks.
     """
 
+    network: Literal["lenet_300_100", "lenet5"] = "lenet_300_100"
     level: float = 0.95
     radius: float = 0.1
     images: int = 500
@@ -98,7 +101,7 @@ def main(options: FigureOptions) -> None:
 def _case(options: FigureOptions, training: str) -> Case:
     if options.quick:
         return dataclasses.replace(QUICK, training=training)
-    return Case("lenet5", training, *PROTOCOLS["lenet5"])
+    return Case(options.network, training, *PROTOCOLS[options.network])
 
 
 def _curve(logits_fn: Any, images: jax.Array, labels: jax.Array, radii: list[float], steps: int) -> list[float]:

@@ -114,7 +114,7 @@ PROTOCOLS = {
     "lenet_300_100": (30_000, Protocol(epochs=8, learning_rate=0.05, fine_tune_epochs=2, fine_tune_rate=0.02)),
     "lenet5": (8_000, Protocol(epochs=6, batch_size=64, learning_rate=0.05, fine_tune_epochs=1, fine_tune_rate=0.02)),
 }
-NETWORKS: Mapping[str, Callable[..., models.Network]] = {
+NETWORKS: dict[str, Callable[..., models.Network]] = {
     "lenet_300_100": models.lenet_300_100,
     "lenet5": functools.partial(models.lenet5, activation=jax.nn.relu),
 }

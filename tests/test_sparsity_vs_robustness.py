@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from experiments import inverted_u as iu
 from experiments import robust_figures, sparse, tables
 from experiments import sparsity_vs_robustness as svr
-from rvsm_jax import attacks, storage, train
+from rvsm_jax import attacks, models, storage, train
 
 
 @pytest.fixture(autouse=True)
@@ -111,16 +112,30 @@ def test_an_inverted_u_beats_both_ends_and_its_control_by_two_standard_errors():
     assert not iu.inverted_u([[1.0], [2.0], [0.0]])["found"]  # one seed has no standard error
 
 
+def tiny(key, image_shape):
+    """Two dense layers, made without a compilation."""
+    rng = np.random.default_rng(jax.random.key_data(key).tolist())
+    sizes = {"dense1": (math.prod(image_shape), 20), "dense2": (20, 10)}
+    params = {k: {"kernel": jnp.asarray(rng.normal(size=s) / 8, jnp.float32)} for k, s in sizes.items()}
+
+    def forward(w, state, x, key, train):
+        x = x.reshape(len(x), -1) @ w["dense1"]["kernel"]
+        return jax.nn.relu(x) @ w["dense2"]["kernel"], state
+
+    return models.Network(forward, params, {})
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """One middle level, a network that compiles fast, noise for data, and few steps."""
+    monkeypatch.setitem(svr.NETWORKS, "lenet_300_100", tiny)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 64).astype(np.int32)
     case = dataclasses.replace(svr.QUICK, training="natural", protocol=sparse.Protocol(2, 16, fine_tune_epochs=1))
     monkeypatch.setattr(svr, "QUICK", case)
     for module in (svr, robust_figures):
         monkeypatch.setattr(module, "load", lambda options: (noise, noise))
-        monkeypatch.setattr(module, "LEVELS", (0.0, 0.5, 0.999))
+        monkeypatch.setattr(module, "LEVELS", (0.0, 0.5, 0.9))
     return svr.SparsityOptions(quick=True, out=tmp_path, runs=tmp_path / "runs")
 
 
@@ -146,8 +161,8 @@ def test_a_killed_run_goes_on_and_every_level_is_run_once(small, monkeypatch, ca
     assert rows[0] == first["rows"][0] and len(capsys.readouterr().out.splitlines()) == len(rows) == 5
     paths = [(row["kind"], row["stage"]) for row in rows]
     assert paths == [("pruned", 0), ("pruned", 1), ("pruned", 2), ("control", 1), ("control", 2)]
-    weights = 64 * 300 + 300 * 100 + 100 * 10
-    assert [row["nonzeros"] for row in rows] == [weights, weights // 2, weights // 1000, weights, weights]
+    weights = 64 * 20 + 20 * 10
+    assert [row["nonzeros"] for row in rows] == [weights, weights // 2, weights // 10, weights, weights]
     (table,) = second["table"]
     assert table["seeds"] == {"pruned": [0], "control": [0]} and not table["inverted_u"]["deepfool"]["found"]
     assert table["curves"]["control"]["pgd 0.1"] == [[row["pgd"]["0.1"]] for row in rows[3:]]
@@ -184,7 +199,8 @@ def test_robust_figures_of_the_networks_they_are_given(small, tmp_path, monkeypa
         made[case.training, stage] = svr.pruned(network.params, 0.3 * stage + 0.1 * (case.training == "natural"))
         return made[case.training, stage]
 
-    monkeypatch.setattr(robust_figures, "trained", trained)
+    for name, value in {"trained": trained, "SHOWN": 2, "STEPS": 2}.items():
+        monkeypatch.setattr(robust_figures, name, value)
     options = robust_figures.FigureOptions(quick=True, out=tmp_path, level=0.5, images=32)
     robust_figures.main(options)
     found = json.loads((tmp_path / "robust_figures-quick.json").read_text())
@@ -199,5 +215,5 @@ def test_robust_figures_of_the_networks_they_are_given(small, tmp_path, monkeypa
     np.testing.assert_allclose(robust_figures.channel_norms(w), norms, rtol=1e-6)
     for name in ("robust_figures-quick.png", "robust_figures-images-quick.png"):
         assert 5000 < (tmp_path / name).stat().st_size < 150_000
-    with pytest.raises(SystemExit, match=r"level must be one of 0\.5, 0\.999, got 0\.7"):
+    with pytest.raises(SystemExit, match=r"level must be one of 0\.5, 0\.9, got 0\.7"):
         robust_figures.main(dataclasses.replace(options, level=0.7))
