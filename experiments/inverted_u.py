@@ -19,7 +19,7 @@ def inverted_u(values: Sequence[Sequence[float]], control: Sequence[Sequence[flo
 
     Args:
       values: [levels, seeds] of a measure, from dense to sparsest.
-      control: likewise, of the controls from stage 1 on, for all seeds or the first few.
+      control: likewise, of the controls from stage 1 on; NaN for seeds that have none.
 
     Returns:
       "level", its number; "dense", "sparsest" and "control": mean and standard error of its gain over each; "found":
@@ -37,7 +37,8 @@ def inverted_u(values: Sequence[Sequence[float]], control: Sequence[Sequence[flo
         others["control"] = np.asarray(control, float)[level - 1]
     found: dict[str, Any] = {"level": level}
     for name, other in others.items():
-        gain = x[level][: len(other)] - other
+        gain = x[level] - other
+        gain = gain[np.isfinite(gain)]
         error = float(gain.std(ddof=1) / math.sqrt(gain.size)) if gain.size > 1 else None
         clear = error is not None and bool(gain.mean() > 2 * error)
         found[name] = {"gain": float(gain.mean()), "standard_error": error, "clear": clear}
@@ -74,15 +75,22 @@ def summarised(rows: Sequence[Mapping[str, Any]], levels: int) -> list[dict[str,
         if not seeds[PRUNED]:
             continue
         curves = {kind: _curves(mine, kind, found) for kind, found in seeds.items() if found}
-        first = seeds[CONTROL] and seeds[CONTROL] == seeds[PRUNED][: len(seeds[CONTROL])]
-        verdicts = {
-            name: inverted_u(values, curves[CONTROL][name] if first else None)
-            for name, values in curves[PRUNED].items()
-        }
+        matched = _matched(curves.get(CONTROL), seeds) if set(seeds[CONTROL]) & set(seeds[PRUNED]) else {}
+        verdicts = {name: inverted_u(values, matched.get(name)) for name, values in curves[PRUNED].items()}
         table.append(
             {"network": network, "training": training, "seeds": seeds, "curves": curves, "inverted_u": verdicts}
         )
     return table
+
+
+def _matched(curves: Any, seeds: Mapping[str, Sequence[int]]) -> dict[str, list[list[float]]]:
+    """[stages, seeds of the paths] of the controls' measures, NaN where a seed has none."""
+    at = {seed: i for i, seed in enumerate(seeds[CONTROL])}
+    nothing = [math.nan] * len(next(iter(curves.values())))
+    return {
+        name: np.array([np.asarray(values)[:, at[s]] if s in at else nothing for s in seeds[PRUNED]]).T.tolist()
+        for name, values in curves.items()
+    }
 
 
 def _whole(rows: Sequence[Mapping[str, Any]], kind: str, levels: int) -> list[int]:

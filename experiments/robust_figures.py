@@ -5,8 +5,12 @@
     python -m experiments.robust_figures --quick              # on 8 x 8 digits
 
 Accuracy against the radius of PGD, dense and with 95 % of the weights zero; how the weights are distributed, natural
-against adversarial (arXiv 2003.00631, Figure 1), with the share below 1e-3 in magnitude; the norms of the second layer's input channels; and
-images with their adversarial twins. Results: experiments/results/robust_figures.json, .png and -images.png.
+against adversarial (arXiv 2003.00631, Figure 1), with the share below 1e-3 in magnitude; the norms of the second
+layer's input channels; and images with their adversarial twins.
+
+Published, for ResNet20 on CIFAR-10: 8.66 % of the weights below 1e-3 after natural training, 3.64 % after adversarial
+training. Ours the other way round: 1.53 % and 1.92 %. Results: experiments/results/robust_figures.json, .png and
+-images.png.
 """
 
 import dataclasses

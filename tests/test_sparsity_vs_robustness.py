@@ -105,8 +105,9 @@ def test_an_inverted_u_beats_both_ends_and_its_control_by_two_standard_errors():
     rises = iu.inverted_u([dense, best, best + 1])  # and does not fall
     falls = iu.inverted_u([best, dense, [0.0, 0.0, 0.0]])
     noisy = iu.inverted_u([dense, dense + np.array([1.0, -0.4, 0.3]), [0.0, 0.0, 0.0]])  # 0.3 +- 0.4
-    short = iu.inverted_u([dense, best, [0.0, 0.0, 0.0]], [dense[:2] - 1, dense[:2]])  # a control for two seeds
-    assert short["control"]["gain"] == pytest.approx(np.mean(best[:2] - dense[:2] + 1))
+    nan = np.array([1.0, np.nan, 1.0])
+    gap = iu.inverted_u([dense, best, [0.0, 0.0, 0.0]], [dense * nan, dense * nan])  # a seed without a control
+    assert gap["control"]["gain"] == pytest.approx((best - dense)[::2].mean()) and gap["by_sparsity"]
     alike = iu.inverted_u([dense, best, [0.0, 0.0, 0.0]], [best, best])  # but not because of its zeros
     assert not (rises["found"] or falls["found"] or noisy["found"] or alike["by_sparsity"]) and alike["found"]
     assert not iu.inverted_u([[1.0], [2.0], [0.0]])["found"]  # one seed has no standard error
