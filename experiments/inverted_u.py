@@ -69,12 +69,13 @@ def summarised(rows: Sequence[Mapping[str, Any]], levels: int) -> list[dict[str,
       For each network and training "seeds", "curves" ([levels, seeds] of every measure) and "inverted_u".
     """
     table = []
-    for network, training in dict.fromkeys((row["network"], row["training"]) for row in rows):
+    found = {(row["network"], row["training"]) for row in rows}
+    for network, training in sorted(found, key=lambda one: (list(TITLES).index(one[0]), one[1] == "adversarial")):
         mine = [row for row in rows if (row["network"], row["training"]) == (network, training)]
         seeds = {kind: _whole(mine, kind, levels) for kind in (PRUNED, CONTROL)}
         if not seeds[PRUNED]:
             continue
-        curves = {kind: _curves(mine, kind, found) for kind, found in seeds.items() if found}
+        curves = {kind: _curves(mine, kind, whole) for kind, whole in seeds.items() if whole}
         matched = _matched(curves.get(CONTROL), seeds) if set(seeds[CONTROL]) & set(seeds[PRUNED]) else {}
         verdicts = {name: inverted_u(values, matched.get(name)) for name, values in curves[PRUNED].items()}
         table.append(
@@ -129,13 +130,13 @@ def draw(table: Sequence[Mapping[str, Any]], levels: Sequence[float], path: path
                 values = np.asarray(row["curves"][kind][name])
                 at, n = np.arange(len(levels))[-len(values) :], values.shape[1]
                 error = values.std(1, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(len(values))
-                label = row["training"] if kind == PRUNED else None
+                label = row["training"] if kind == PRUNED else f"{row['training']}, no zeros"
                 axes.errorbar(at, values.mean(1), error, fmt=style, color=colour, label=label, ms=3, lw=1, capsize=2)
             axes.set(ylabel=AXES[name], ylim=(0, None), xticks=range(len(levels)))
             axes.set_xticklabels(ticks, fontsize="x-small")
             axes.set_title(TITLES[row["network"]], fontsize="small")
     for axes in grid[-1]:
         axes.set_xlabel("zero weights, %")
-    grid[0, 0].legend(fontsize="small", loc="lower left")
+    grid[0, 0].legend(fontsize="x-small", loc="lower left")
     figure.savefig(path, dpi=90)
     plt.close(figure)
