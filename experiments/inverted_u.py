@@ -132,9 +132,11 @@ def draw(table: Sequence[Mapping[str, Any]], levels: Sequence[float], path: path
                 error = values.std(1, ddof=1) / math.sqrt(n) if n > 1 else np.zeros(len(values))
                 label = row["training"] if kind == PRUNED else f"{row['training']}, no zeros"
                 axes.errorbar(at, values.mean(1), error, fmt=style, color=colour, label=label, ms=3, lw=1, capsize=2)
-            axes.set(ylabel=AXES[name], ylim=(0, None), xticks=range(len(levels)))
+            axes.set(ylabel=AXES[name], xticks=range(len(levels)))
             axes.set_xticklabels(ticks, fontsize="x-small")
             axes.set_title(TITLES[row["network"]], fontsize="small")
+    for axes in grid.flat:
+        axes.set_ylim(0, None)
     for axes in grid[-1]:
         axes.set_xlabel("zero weights, %")
     grid[0, 0].legend(fontsize="x-small", loc="lower left")

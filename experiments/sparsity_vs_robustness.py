@@ -15,9 +15,9 @@ errors, seed by seed. The level is picked with the seeds that it is tested on, w
 sparsity it must beat the control at the same stage as well. Every level is a row that is saved as it is finished; its
 network is kept in runs/, so that a killed run goes on where it was, and several runs may share the work.
 
-Found, three seeds: LeNet-300-100 trained naturally has an inverted U in r_inf that its control has not (PGD, radius 0.1:
-15.7 % dense, 40.7 % at 98 % zeros), and next to none in r_2 (1.12 to 1.13). Trained adversarially it has one at twice the
-radius of training only (30.5 to 41.0 % at 90 %). LeNet-5, naturally, two seeds: none at radius 0.1. See README.md.
+Found, three seeds: LeNet-300-100 trained naturally has an inverted U in r_inf that its control has not (PGD, radius
+0.1: 15.7 % dense, 40.7 % at 98 % zeros), and next to none in r_2 (1.12 to 1.13). Trained adversarially it has one at
+twice the radius of training only (30.5 to 41.0 % at 90 %). LeNet-5, naturally, two seeds: none at radius 0.1.
 """
 
 import dataclasses
