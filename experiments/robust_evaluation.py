@@ -101,6 +101,33 @@ def accuracies(
     return {name: 100 * float(np.concatenate(found).mean()) for name, found in right.items()}
 
 
+def distances(
+    logits_fn: Callable[[jax.Array], jax.Array], attack: Attack, images: Any, labels: Any
+) -> dict[str, float]:
+    """mean_i 1{x_i is classified correctly} |x_i' - x_i|_2, x_i' the nearest adversarial image that an attack finds.
+
+    An image that the attack does not fool counts as 0, and among the ``unfooled``: nothing is known of its distance.
+
+    Args:
+      logits_fn: the network, without noise.
+      attack: ``(logits_fn, images, labels) -> images``, such as ``attacks.deepfool``.
+      images: uint8 [N, H, W, C].
+      labels: [N].
+
+    Returns:
+      "mean"; "unfooled", the share in percent of images that are right and stay so.
+    """
+    judge, far, unfooled = jax.jit(lambda f, x: f(x).argmax(-1)), [], []
+    for start in range(0, len(labels), BATCH):
+        x, y = jnp.asarray(images[start : start + BATCH], jnp.float32) / 255, jnp.asarray(labels[start : start + BATCH])
+        twins = attack(logits_fn, x, y)
+        right, still = (np.asarray(judge(jax.tree_util.Partial(logits_fn), points) == y) for points in (x, twins))
+        moved = np.sqrt(np.square(np.asarray(twins - x, np.float64)).reshape(len(y), -1).sum(1))
+        far.append(np.where(right & ~still, moved, 0))
+        unfooled.append(right & still)
+    return {"mean": float(np.concatenate(far).mean()), "unfooled": 100 * float(np.concatenate(unfooled).mean())}
+
+
 def sparsities(u: Any) -> dict[str, float]:
     """Zero weights and channels of norm < 1e-15 of the convolutions, in percent."""
     report = rvsm_jax.sparsity(u, where=rvsm_jax.convolutions, tolerance=TOLERANCE)

@@ -395,6 +395,55 @@ def ssl_lenet(results: Results) -> str:
     return markdown(head, [*published, *rows]) + provenance(results, counted(results["table"][-1]["error"]))
 
 
+SHOWN = {
+    "fgsm 0.1": "r_inf: FGSM, 0.1, %",
+    "pgd 0.1": "r_inf: PGD, 0.1, %",
+    "pgd 0.2": "r_inf: PGD, 0.2, %",
+    "deepfool": "r_2: DeepFool",
+    "cw": "r_2: C&W",
+}
+
+
+def sparsity_vs_robustness(results: Results) -> str:
+    """Each measure of the dense network and at its best middle sparsity, and whether that is an inverted U."""
+    rows = []
+    for row in results["table"]:
+        curves, verdicts = row["curves"]["pruned"], row["inverted_u"]
+        for name in (name for name in SHOWN if name in curves):
+            found, digits = verdicts[name], 1 if "%" in SHOWN[name] else 2
+            level = found["level"]
+            dense, best, accuracy = (
+                plus_minus(common.summary(curves[of][at]), n)
+                for of, at, n in ((name, 0, digits), (name, level, digits), ("accuracy", level, 1))
+            )
+            gains = [_gain(found[other], digits) if other in found else "" for other in ("dense", "control")]
+            said = ("yes" if found.get("by_sparsity") else "not by sparsity") if found["found"] else "no"
+            said = "yes, no control yet" if found["found"] and "by_sparsity" not in found else said
+            said = "one seed, no test" if len(row["seeds"]["pruned"]) == 1 else said
+            counts = "/".join(str(len(row["seeds"][kind])) for kind in ("pruned", "control"))
+            what = f"{TITLES[row['network']].removesuffix(', MNIST')}, {row['training']}, {counts}"
+            best = f"{best} at {100 * results['levels'][level]:g} %"
+            rows.append((what, SHOWN[name], dense, best, accuracy, *gains, said))
+    head = (
+        "trained, seeds/controls",
+        "measure",
+        "dense",
+        "best middle sparsity",
+        "accuracy there",
+        "gain over dense",
+        "over control",
+        "inverted U",
+    )
+    done = f"{len(results['rows'])} of 204 levels have been run"
+    how = f"mean ± standard deviation over the seeds, gains ± standard error; {done}"
+    return markdown(head, rows) + provenance(results, how)
+
+
+def _gain(found: Results, digits: int) -> str:
+    error = found["standard_error"]
+    return f"{found['gain']:+.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
 TITLES = {"lenet_300_100": "LeNet-300-100, MNIST", "lenet5": "LeNet-5, MNIST"}
 TABLES: dict[str, Callable[[Results], str]] = {
     "quickstart": quickstart,
@@ -417,6 +466,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "robust_pruning-reduced": robust_reduced,
     "methods_compared": methods_compared,
     "ssl_lenet": ssl_lenet,
+    "sparsity_vs_robustness": sparsity_vs_robustness,
 }
 
 

@@ -34,7 +34,9 @@ def deepfool(
     """``r <- r + |f_k| / |grad f_k|_* steepest(grad f_k)``, f_k = z_k - z_y, with k of the least |f_k| / |grad f_k|_*.
 
     The points are clip(x + (1 + overshoot) r). Where the network is linear and the box does not bind, one step is the
-    smallest perturbation there is. An image that is misclassified is returned as it is.
+    smallest perturbation there is. Pixels at 0 or 1 that a step would move out of the box have no part in it: else most
+    of a step would be cut off where most pixels are black, and the boundary approached but not crossed. An image that
+    is misclassified is returned as it is.
 
     Args:
       logits_fn: ``images -> logits``, or ``(images, key) -> logits`` if the network is random.
@@ -95,6 +97,8 @@ def _step(
     values, pull, logits = jax.vjp(differences, points, has_aux=True)
     one = jnp.eye(others.shape[1], dtype=values.dtype)
     gradients = jax.vmap(lambda row: pull(jnp.broadcast_to(row[:, None], values.shape))[0])(one)
+    down, up = (points <= 0)[None], (points >= 1)[None]
+    gradients = jnp.where((down & (gradients < 0)) | (up & (gradients > 0)), 0, gradients)
     slopes = jax.vmap(options.norm.dual)(gradients)
     far = jnp.where(slopes > 0, jnp.abs(values).astype(slopes.dtype) / jnp.where(slopes > 0, slopes, 1), jnp.inf)
     nearest = far.argmin(0)
@@ -103,6 +107,7 @@ def _step(
     wrong = state["wrong"] | (logits.argmax(1) != labels)
     distance = jnp.where(wrong | ~jnp.isfinite(distance), 0, distance)
     moved = state["moved"] + per_image(distance, points) * options.norm.steepest(gradient)
+    moved = clip(inputs["images"] + moved) - inputs["images"]
     further = clip(inputs["images"] + per_image(inputs["beyond"], points) * moved)
     points = jnp.where(per_image(wrong, points) > 0, points, further)
     return {"moved": moved, "points": points, "wrong": wrong, "logits": logits, "others": others}
