@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling takes most of the time
+
 import jax
 import matplotlib
 import pytest
