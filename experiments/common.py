@@ -153,13 +153,20 @@ def _is_folder(name: str, value: Any) -> bool:
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:
-    """Arguments without the folders, which mean nothing on another machine."""
+    """Arguments without the folders, which mean nothing on another machine.
+
+    >>> _without_paths(["--data-dir", "data", "--runs", "/a/b", "--seed", "1", "--out=/c"])
+    ['--seed', '1']
+    >>> _without_paths(["--runs", "300"])  # a number of runs
+    ['--runs', '300']
+    """
     kept, skip = [], False
-    for argument in arguments:
-        folder = argument.split("=")[0] in ("--data-dir", "--out")
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, given, value = argument.partition("=")
+        folder = name in ("--data-dir", "--out") or (name == "--runs" and not (value or following).isdigit())
         if not (skip or folder):
             kept.append(argument)
-        skip = folder and "=" not in argument
+        skip = folder and not given
     return kept
 
 
