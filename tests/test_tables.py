@@ -42,3 +42,9 @@ def test_results_are_saved_whole_or_not_at_all(tmp_path):
         common.save("test", options, 0.0, value=object)
     assert json.loads(path.read_text())["value"] == [1.0]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_commands_name_no_folder():
+    given = ["--data-dir", "data", "--runs", "/a/b", "--seed", "1", "--out=/c"]
+    assert common._without_paths(given) == ["--seed", "1"]
+    assert common._without_paths(["--runs", "300", "--runs=/x"]) == ["--runs", "300"]
