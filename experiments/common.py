@@ -161,7 +161,7 @@ def _without_paths(arguments: Sequence[str]) -> list[str]:
     ['--runs', '300']
     """
     kept, skip = [], False
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, given, value = argument.partition("=")
         folder = name in ("--data-dir", "--out") or (name == "--runs" and not (value or following).isdigit())
         if not (skip or folder):

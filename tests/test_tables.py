@@ -48,3 +48,4 @@ def test_commands_name_no_folder():
     given = ["--data-dir", "data", "--runs", "/a/b", "--seed", "1", "--out=/c"]
     assert common._without_paths(given) == ["--seed", "1"]
     assert common._without_paths(["--runs", "300", "--runs=/x"]) == ["--runs", "300"]
+    assert common._without_paths([]) == []
