@@ -23,7 +23,7 @@ import tyro
 
 import rvsm_jax
 from experiments import common
-from experiments.sparse import Arrays, Protocol, percent
+from experiments.sparse import Arrays, Protocol, mnist, percent
 from rvsm_jax import data, models, storage, train
 
 KEEP = {"conv1/kernel": 0.2, "conv2/kernel": 0.07, "dense1/kernel": 0.0072, "dense2/kernel": 0.066}
@@ -48,7 +48,7 @@ class AdmmOptions(common.Options):
 
 def main(options: AdmmOptions) -> None:
     """Trains, prunes, retrains, quantises, writes the file; saves a row for each stage and seed."""
-    started, (training, test) = time.time(), _data(options)
+    started, (training, test) = time.time(), mnist(options.data_dir, select=options.select, quick=options.quick)
     epochs = dict.fromkeys(EPOCHS, 1) if options.quick else EPOCHS
     seeds = range(options.seed, options.seed + (1 if options.quick else options.seeds))
     name = "admm_lenet-selection" if options.select else "admm_lenet"
@@ -133,16 +133,6 @@ def same_predictions(network: models.Network, written: Any, back: Any, images: A
     before, after = (np.asarray(forward(params, images[:1000].astype(np.float32))) for params in (written, back))
     if before.tobytes() != after.tobytes():
         raise AssertionError("the network read back must give the same logits, bit for bit; it does not")
-
-
-def _data(options: AdmmOptions) -> tuple[Arrays, Arrays]:
-    mnist = data.load("mnist", options.data_dir)
-    training, test = (mnist.train_images, mnist.train_labels), (mnist.test_images, mnist.test_labels)
-    if options.select:
-        training, test = data.split(*training, validation=5000, seed=0)
-    if options.quick:
-        training, test = ((images[:n], labels[:n]) for (images, labels), n in ((training, 6000), (test, 1000)))
-    return training, test
 
 
 def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -181,6 +181,23 @@ def load(name: str, folder: pathlib.Path = RESULTS) -> Mapping[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
+def saved_rows(name: str, options: Options) -> list[dict[str, Any]]:
+    """The rows of a results file as it is now, so that a killed run goes on; none if there is no file."""
+    try:
+        return list(load(output_path(name, options, "").name, options.out)["rows"])
+    except FileNotFoundError:
+        return []
+
+
+def agrees(row: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    """Whether a row has all fields of the key, with the same values.
+
+    >>> agrees({"name": "l0", "seed": 1, "accuracy": 99.0}, {"name": "l0", "seed": 1})
+    True
+    """
+    return all(row[field] == value for field, value in key.items())
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, pathlib.Path):
         return str(value)

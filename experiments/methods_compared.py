@@ -187,11 +187,7 @@ def _path(name: str, seed: int, options: ComparedOptions) -> pathlib.Path:
 
 
 def _rows(options: ComparedOptions) -> list[dict[str, Any]]:
-    """The rows of the results file as it is now."""
-    try:
-        return common.load(common.output_path(_name(options), options, "").name, options.out)["rows"]
-    except FileNotFoundError:
-        return []
+    return common.saved_rows(_name(options), options)
 
 
 def _name(options: ComparedOptions) -> str:

@@ -161,7 +161,7 @@ def _missing(name: str, case: Case, options: ChannelOptions) -> Iterator[dict[st
         for setting in settings:
             key = {"network": name, "name": kind, "setting": setting, "protocol": case.protocol, "seed": seed}
             wanted = not options.names or kind in options.names
-            if wanted and not any(_same(row, key) for row in _rows(options)):
+            if wanted and not any(common.agrees(row, key) for row in _rows(options)):
                 yield key
 
 
@@ -270,16 +270,9 @@ def _kept(path: pathlib.Path, like: Any) -> Any:
 
 
 def _rows(options: ChannelOptions) -> list[dict[str, Any]]:
-    """The rows of the results file as it is now."""
-    try:
-        rows = common.load(common.output_path(_name(options), options, "").name, options.out)["rows"]
-    except FileNotFoundError:
-        return []
+    """The rows of the results file as it is now, with their settings."""
+    rows = common.saved_rows(_name(options), options)
     return [row | {"setting": Setting(**row["setting"]), "protocol": Protocol(**row["protocol"])} for row in rows]
-
-
-def _same(row: dict[str, Any], key: dict[str, Any]) -> bool:
-    return all(row[field] == value for field, value in key.items())
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -119,9 +119,9 @@ def main(options: RobustOptions) -> None:
         print("\n".join(dict.fromkeys(f"{p.dataset} {row.name}" for p, row, _ in runs)))
         return
     for protocol, row, seed in runs:
-        found = _rows(options)
+        found = common.saved_rows(_name(options), options)
         identity = _identity(protocol, row, seed)
-        done = next((r for r in found if all(r[k] == v for k, v in identity.items())), None)
+        done = next((r for r in found if common.agrees(r, identity)), None)
         if done is None or (options.autoattack and "autoattack" not in done["accuracy"]):
             new = _run(options, protocol, row, seed, done)
             print(_line(new), flush=True)
@@ -228,14 +228,6 @@ def _autoattack(options, protocol: Protocol, words, shipped, test: Arrays, seed:
         eps=protocol.eps, version="standard" if words is None else "rand",
     )  # fmt: skip
     return {"autoattack": 100 * float(np.mean(found.robust)), "autoattack_clean": 100 * found.accuracy["clean"]}
-
-
-def _rows(options: RobustOptions) -> list[dict[str, Any]]:
-    """The rows of the results file as it is now."""
-    try:
-        return list(common.load(common.output_path(_name(options), options, "").name, options.out)["rows"])
-    except FileNotFoundError:
-        return []
 
 
 def _write(options: RobustOptions, started: float, rows: Sequence[dict[str, Any]]) -> None:

@@ -23,8 +23,8 @@ import jax
 import tyro
 
 from experiments import common
-from experiments.sparse import DENSE, Arrays, Protocol, Setting, run
-from rvsm_jax import data, models
+from experiments.sparse import DENSE, Protocol, Setting, mnist, run
+from rvsm_jax import models
 
 NETWORKS: dict[str, Callable[[jax.Array], models.Network]] = {
     "lenet_300_100": models.lenet_300_100,
@@ -86,38 +86,21 @@ class LeNetOptions(common.Options):
 
 def main(options: LeNetOptions) -> None:
     """Trains what the options name and the results file does not have yet; writes the rows and their summary."""
-    started, (training, test) = time.time(), _data(options)
+    started, (training, test) = time.time(), mnist(options.data_dir, select=options.select, quick=options.quick)
     for key in _runs(options):
-        if any(_same(row, key) for row in _rows(options)):
+        if any(common.agrees(row, key) for row in _rows(options)):
             continue
         network = NETWORKS[key["network"]](jax.random.key(key["seed"]))
         row, result = run(network, key["setting"], key["protocol"], training, test, key["seed"], progress=False)
         row = key | row | {"revision": common.revision(), "history": result.history}
         print(_line(row), flush=True)
-        _write(options, started, [*(r for r in _rows(options) if not _same(r, key)), row])
+        _write(options, started, [*(r for r in _rows(options) if not common.agrees(r, key)), row])
 
 
 def _rows(options: LeNetOptions) -> list[dict[str, Any]]:
-    """The rows of the results file as it is now, so that a killed run goes on and settings may run side by side."""
-    try:
-        rows = common.load(common.output_path(_name(options), options, "").name, options.out)["rows"]
-    except FileNotFoundError:
-        return []
+    """The rows of the results file as it is now, with their settings."""
+    rows = common.saved_rows(_name(options), options)
     return [row | {"setting": Setting(**row["setting"]), "protocol": Protocol(**row["protocol"])} for row in rows]
-
-
-def _same(row: dict[str, Any], key: dict[str, Any]) -> bool:
-    return all(row[field] == value for field, value in key.items())
-
-
-def _data(options: LeNetOptions) -> tuple[Arrays, Arrays]:
-    mnist = data.load("mnist", options.data_dir)
-    training, test = (mnist.train_images, mnist.train_labels), (mnist.test_images, mnist.test_labels)
-    if options.select:
-        training, test = data.split(*training, validation=5000, seed=0)
-    if options.quick:
-        training, test = ((images[:n], labels[:n]) for (images, labels), n in ((training, 6000), (test, 1000)))
-    return training, test
 
 
 def _runs(options: LeNetOptions) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -174,3 +175,23 @@ def _measured(result: train.FitResult) -> dict[str, Any]:
         "layers": {row.path: row.nonzeros for row in report.rows},
         "seconds": sum(record["seconds"] or 0.0 for record in result.history),
     }
+
+
+def mnist(folder: pathlib.Path | None, *, select: bool, quick: bool) -> tuple[Arrays, Arrays]:
+    """Images and labels to train on, and those to measure on: the test set, or with ``select`` 5,000 held out.
+
+    Args:
+      folder: of the data.
+      select: whether to leave the test set alone.
+      quick: whether to take 6,000 and 1,000 of them.
+
+    Returns:
+      Both.
+    """
+    found = data.load("mnist", folder)
+    training, test = (found.train_images, found.train_labels), (found.test_images, found.test_labels)
+    if select:
+        training, test = data.split(*training, validation=5000, seed=0)
+    if quick:
+        training, test = ((images[:n], labels[:n]) for (images, labels), n in ((training, 6000), (test, 1000)))
+    return training, test

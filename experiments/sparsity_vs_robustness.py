@@ -300,16 +300,12 @@ def _name(options: SparsityOptions) -> str:
 
 
 def _rows(options: SparsityOptions) -> list[dict[str, Any]]:
-    """The rows of the results file as it is now."""
-    try:
-        return list(common.load(common.output_path(_name(options), options, "").name, options.out)["rows"])
-    except FileNotFoundError:
-        return []
+    return common.saved_rows(_name(options), options)
 
 
 def _found(options: SparsityOptions, identity: Mapping[str, Any]) -> bool:
     wanted = json.loads(json.dumps(identity))
-    return any(all(row[name] == value for name, value in wanted.items()) for row in _rows(options))
+    return any(common.agrees(row, wanted) for row in _rows(options))
 
 
 def _add(options: SparsityOptions, started: float, *rows: dict[str, Any]) -> None:

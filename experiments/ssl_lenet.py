@@ -162,10 +162,7 @@ def _data(options: SslOptions) -> tuple[Arrays, Arrays]:
 
 
 def _rows(options: SslOptions) -> list[dict[str, Any]]:
-    try:
-        return common.load(common.output_path("ssl_lenet", options, "").name, options.out)["rows"]
-    except FileNotFoundError:
-        return []
+    return common.saved_rows("ssl_lenet", options)
 
 
 def _write(options: SslOptions, started: float, rows: list[dict[str, Any]]) -> None:

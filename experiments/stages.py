@@ -129,9 +129,9 @@ def grow(
       All rows.
     """
     started, shared = time.time(), json.loads(json.dumps(dataclasses.asdict(plan)))
-    rows = [row for row in saved_rows(name, options) if row["plan"] == shared]
+    rows = [row for row in common.saved_rows(name, options) if row["plan"] == shared]
     for key in keys:
-        if any(all(row[field] == value for field, value in key.items()) for row in rows):
+        if any(common.agrees(row, key) for row in rows):
             continue
         row = key | run(key) | {"plan": shared, "revision": common.revision()}
         rows.append(row)
@@ -142,14 +142,6 @@ def grow(
             name, options, started, experiment=script, minutes=minutes, plan=plan, table=table(rows), rows=rows, **more
         )
     return rows
-
-
-def saved_rows(name: str, options: common.Options) -> list[Row]:
-    """The rows of a results file as it is now; none if there is no file."""
-    try:
-        return list(common.load(common.output_path(name, options, "").name, options.out)["rows"])
-    except FileNotFoundError:
-        return []
 
 
 def summarised(rows: list[Row], by: tuple[str, ...], measures: tuple[str, ...]) -> list[Row]:

@@ -66,7 +66,7 @@ def test_admm_lenet(tmp_path, monkeypatch):
     """The first and the last stage of ADMM-NN, the file and the table, on a network that compiles fast."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (256, 8, 8, 1), dtype=np.uint8), rng.integers(0, 10, 256).astype(np.int32)
-    monkeypatch.setattr(admm_lenet, "_data", lambda options: (noise, noise))
+    monkeypatch.setattr(admm_lenet, "mnist", lambda folder, **kind: (noise, noise))
     small = functools.partial(models.lenet_300_100, image_shape=(8, 8, 1))
     monkeypatch.setattr(models, "lenet5", lambda key, activation: small(key))
     monkeypatch.setattr(admm_lenet, "EPOCHS", {"prune": 1, "finish": 1})
