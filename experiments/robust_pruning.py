@@ -107,8 +107,8 @@ REDUCED = {
 }
 QUICK: dict[str, Any] = {"epochs": 2, "examples": 320, "validation": 64, "test": 64, "steps": 2}
 REDUCED_ROWS = {
-    "cifar10": tuple(reduced(lam=0.02, lam2=3e-3, rvsm=(1e-3, 0.1))),
-    "mnist": tuple(reduced(lam=0.1, lam2=1e-2, rvsm=(1e-3, 0.1))),
+    "cifar10": tuple(reduced(lam=0.02, lam2=3e-3, rvsm=(1e-4, 0.1))),
+    "mnist": tuple(reduced(lam=0.1, lam2=1e-2, rvsm=(1e-4, 0.1))),
 }
 
 
