@@ -9,9 +9,10 @@
 
 Published: Tables 1 to 4 of arXiv 2003.00631, in experiments/robust_rows.py. Ours: README.md, from
 experiments/results/robust_pruning*.json, which hold every finished row and seed. The network measured is u, the one
-that ships, its useless channels removed. The strengths of RGSM in the small protocol were chosen on validation images,
-with ResNet-8 and a seed of its own, so that about 40 % of the channels go. A killed run goes on where it was, from
-runs/.
+that ships, its useless channels removed. The strengths of the small protocol were chosen on validation images,
+with ResNet-8 and a seed of its own: RGSM's so that about 40 % of the channels go, RVSM's as the weaker of two, at which
+more than half of the weights go and accuracy stays; at ten times its lambda 92 to 95 % went and accuracy with them. A
+killed run goes on where it was, from runs/.
 """
 
 import dataclasses
