@@ -92,31 +92,33 @@ def cost_of_pgd(name: str, logits_fn: Any, images: jax.Array, labels: jax.Array,
 
 
 def cost_of_ensemble(members: int, depth: int, batch: int, rounds: int) -> dict[str, Any]:
-    """An ensemble's logits, gradient by images and gradient by weights, over those of so many single networks."""
-    single = models.preact_resnet(jax.random.key(0), depth=depth)
-    ensemble = models.enresnet(jax.random.key(0), members=members, depth=depth)
+    """An ensemble's logits, gradient by images and by weights, over those of so many single networks, plain and noisy.
+
+    The plain ones do without the noise that the ensemble's members have; a noisy one is an ensemble of one.
+    """
+    key = jax.random.key(0)
+    networks = {"single": models.preact_resnet(key, depth=depth)}
+    networks |= {
+        name: models.enresnet(key, members=n, depth=depth) for name, n in (("noisy", 1), ("ensemble", members))
+    }
     x = jax.random.uniform(jax.random.key(1), (batch, 32, 32, 3))
     y = jax.random.randint(jax.random.key(2), (batch,), 0, 10)
-    ratios = {}
-    for name, train, of in (
-        ("logits", False, None),
-        ("gradient by images", False, 1),
-        ("gradient by weights", True, 0),
-    ):
+    times = {"single": members, "noisy": members, "ensemble": 1}
+    ratios: dict[str, dict[str, Any]] = {"single": {}, "noisy": {}}
+    for name, (train, of) in ASKED.items():
 
-        def call(network, key, train=train, of=of):
+        def call(network, words, train=train, of=of):
             def loss(params, images):
-                logits = network.forward(params, network.state, images, key, train)[0]
+                logits = network.forward(params, network.state, images, words, train)[0]
                 return logits if of is None else attacks.cross_entropy(logits, y).sum()
 
             return jax.jit(loss if of is None else jax.grad(loss, of))
 
-        one, many = call(single, None), call(ensemble, jax.random.key(3))
-        calls = {
-            "single": lambda f=one: [f(single.params, x) for _ in range(members)],
-            "ensemble": lambda f=many: f(ensemble.params, x),
-        }
-        ratios[name] = ratio(interleaved(calls, rounds), "ensemble", "single")
+        jitted = {k: call(network, None if k == "single" else jax.random.key(3)) for k, network in networks.items()}
+        calls = {k: lambda f=f, k=k: [f(networks[k].params, x) for _ in range(times[k])] for k, f in jitted.items()}
+        seconds = interleaved(calls, rounds)
+        for k in ratios:
+            ratios[k][name] = ratio(seconds, "ensemble", k)
     return {"network": f"ResNet-{depth}", "members": members, "batch": batch, "ratio": ratios}
 
 

@@ -31,7 +31,7 @@ from experiments import common
 from experiments.robust_evaluation import accuracies, published_attacks, ship, sparsities
 from experiments.robust_rows import NETS, PUBLISHED, RVSM, Row, reduced
 from experiments.rvsm_resnet18 import forgetting
-from rvsm_jax import adversarial, attacks, data, train
+from rvsm_jax import adversarial, attacks, data, models, train
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -176,10 +176,8 @@ def pooled(images: np.ndarray, size: int) -> np.ndarray:
 
 def _run(options: RobustOptions, protocol: Protocol, row: Row, seed: int, done: Any) -> dict[str, Any]:
     """A row of the results file; of one that is done, with AutoAttack's column."""
-    training, validation, test = _data(protocol, options.data_dir)
     net, start = NETS[row.net], time.time()
-    network = net.build(jax.random.key(seed), test[0].shape[-1], noise_over="batch" if options.as_released else "image")
-    result = _fit(options, protocol, row, seed, network, training, test if options.as_released else validation)
+    network, result, test = trained(options, protocol, row, seed)
     shipped = ship(network, result.sparse_params, result.model_state, net.words, train.to_unit(jnp.asarray(test[0][0])))
     if done is None:
         key, found = jax.random.key(seed + 1000), published_attacks(protocol.eps)
@@ -196,6 +194,27 @@ def _run(options: RobustOptions, protocol: Protocol, row: Row, seed: int, done: 
     if options.autoattack:
         done = done | {"accuracy": done["accuracy"] | _autoattack(options, protocol, net.words, shipped, test, seed)}
     return done | {"minutes": done.get("minutes", 0.0) + (time.time() - start) / 60}
+
+
+def trained(
+    options: RobustOptions, protocol: Protocol, row: Row, seed: int
+) -> tuple[models.Network, train.FitResult, Arrays]:
+    """A row's network, trained or read from runs/.
+
+    Args:
+      options: of the run.
+      protocol: how it is trained.
+      row: which.
+      seed: for its start and the order of the data.
+
+    Returns:
+      The network with its initial weights, what its training ended with, and the test set.
+    """
+    training, validation, test = _data(protocol, options.data_dir)
+    over: models.Over = "batch" if options.as_released else "image"
+    network = NETS[row.net].build(jax.random.key(seed), test[0].shape[-1], noise_over=over)
+    judged_on = test if options.as_released else validation
+    return network, _fit(options, protocol, row, seed, network, training, judged_on), test
 
 
 def _fit(options, protocol: Protocol, row: Row, seed: int, network, training, validation) -> train.FitResult:

@@ -27,7 +27,7 @@ from experiments.tables_methods import (
     resnet18,
     ssl_lenet,
 )
-from experiments.tables_robust import robust_reduced, sparsity_vs_robustness
+from experiments.tables_robust import ensemble_weights, robust_reduced, sparsity_vs_robustness
 from experiments.tables_speed import attacks, channels, shrinking, splitting, structures, training
 from experiments.tables_theory import no_overlap, no_overlap_rate, walkers
 
@@ -52,6 +52,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bench_no_overlap": no_overlap_rate,
     "bench_attacks": attacks,
     "robust_pruning-reduced": robust_reduced,
+    "ensemble_weights": ensemble_weights,
     "methods_compared": methods_compared,
     "ssl_lenet": ssl_lenet,
     "sparsity_vs_robustness": sparsity_vs_robustness,

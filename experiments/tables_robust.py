@@ -55,6 +55,18 @@ def robust(results: Results) -> str:
     return f"<details><summary>Tables 1 to 4, published and ours: {runs}</summary>\n\n{table}\n</details>\n"
 
 
+def ensemble_weights(results: Results) -> str:
+    """How near to zero the weights of a layer are, in single networks and in ensembles."""
+    columns = {"near zero": 1, "kurtosis": 2, "deviation": 4, "small": 2}
+    rows = [
+        (f"{row['dataset']}, {row['net']}", *(plus_minus(row[name], digits) for name, digits in columns.items()))
+        for row in results["table"]
+    ]
+    head = (f"`{results['layer']}`", "below 0.1 σ, %", "excess kurtosis", "σ", "below 1e-3, %")
+    seeds = f"mean ± standard deviation, {results['table'][0]['small']['n']} seeds"
+    return markdown(head, rows) + provenance(results, seeds)
+
+
 SHOWN = {
     "fgsm 0.1": "r_inf: FGSM, 0.1, %",
     "pgd 0.1": "r_inf: PGD, 0.1, %",

@@ -97,8 +97,13 @@ def attacks(results: Results) -> str:
     for row in results["ensembles"]:
         n, network = row["members"], row["network"]
         rows += [
-            (f"{what}, En{n}{network.replace('-', '')}", f"{n} of {network}, batch {row['batch']}", quartiles(measured))
-            for what, measured in row["ratio"].items()
+            (
+                f"{what}, En{n}{network.replace('-', '')}",
+                f"{n}{kind} {network}, batch {row['batch']}",
+                quartiles(measured),
+            )
+            for kind, of in ((" of", "single"), (" noisy", "noisy"))
+            for what, measured in row["ratio"][of].items()
         ]
     for row in results["libraries"]:
         name = f"{row['attack']}, {row['network']}"

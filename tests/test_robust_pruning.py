@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, robust_pruning, robust_rows
+from experiments import common, ensemble_weights, robust_pruning, robust_rows
 from experiments.robust_evaluation import accuracies, published_attacks, sparsities
 from rvsm_jax import attacks, models
 
@@ -120,3 +120,25 @@ def test_the_published_protocol_and_rows_are_listed(capsys):
     assert capsys.readouterr().out.split("\n")[:2] == ["cifar10 ResNet20-dense", "cifar10 En2ResNet20-dense"]
     rate = robust_pruning.FULL.rate(352)
     np.testing.assert_allclose([rate(epoch * 352) for epoch in (0, 79, 80, 120, 160)], [0.1, 0.1, 0.01, 1e-3, 1e-4])
+
+
+def test_weights_of_ensembles_are_read_by_layer_whatever_their_scale(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    drawn = {"ResNet8": [rng.normal(0, 0.1, (3, 3, 30, 30))], "En2ResNet8": rng.laplace(0, 5e-3, (2, 3, 3, 30, 30))}
+
+    def trained(options, protocol, row, seed):
+        member = lambda kernel: {"stage3_block1": {"conv1": {"kernel": kernel + 9}, "conv2": {"kernel": kernel}}}  # noqa: E731
+        params = {f"member{i}": member(kernel) for i, kernel in enumerate(drawn[row.net])}
+        return None, types.SimpleNamespace(sparse_params=params), None
+
+    monkeypatch.setattr(ensemble_weights, "trained", trained)
+    ensemble_weights.main(ensemble_weights.WeightOptions(out=tmp_path, seeds=2))
+    table = common.load("ensemble_weights", tmp_path)["table"]
+    normal, laplace = (7.97, 0, 0.2, 0.1), (13.19, 3, 1.2, 5e-3 * 2**0.5)  # tolerances of three standard errors
+    for row, (near, kurtosis, error, deviation) in zip(table, 2 * [normal, laplace], strict=True):
+        assert row["near zero"]["mean"] == pytest.approx(near, abs=0.9)
+        assert row["kurtosis"]["mean"] == pytest.approx(kurtosis, abs=error)
+        assert row["deviation"]["mean"] == pytest.approx(deviation, rel=0.05)
+    small = [row["small"]["mean"] for row in table]
+    assert small[0] == pytest.approx(0.8, abs=0.4) and small[1] == pytest.approx(18.1, abs=1.7)
+    assert (tmp_path / "ensemble_weights.png").stat().st_size > 0
