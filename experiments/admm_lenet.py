@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -152,4 +151,4 @@ def _line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(AdmmOptions, description=__doc__))
+    common.run(main, AdmmOptions, __doc__)

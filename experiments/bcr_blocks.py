@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import optax
-import tyro
 
 import rvsm_jax
 from experiments import bench_structures, common, stages
@@ -218,4 +217,4 @@ def _bands(kept: jax.Array, sizes: list[int]) -> Iterator[tuple[str, Kernel]]:
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    main(tyro.cli(BlockOptions, description=__doc__))
+    common.run(main, BlockOptions, __doc__)

@@ -17,7 +17,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments import common, no_overlap, no_overlap_problems
 from experiments.timing import interleaved, ratio
@@ -146,4 +145,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    common.run(main, Options, __doc__)

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 import serw
 from experiments import common
@@ -301,4 +300,4 @@ def report(tables: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     common.one_device_per_core()
-    main(tyro.cli(Options))
+    common.run(main, Options, __doc__)

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -276,4 +275,4 @@ def main(options: ShrinkOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ShrinkOptions, description=__doc__))
+    common.run(main, ShrinkOptions, __doc__)

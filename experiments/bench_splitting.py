@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -180,4 +179,4 @@ def _show(measured: dict[str, float]) -> str:
 
 if __name__ == "__main__":
     common.one_device_per_core()
-    main(tyro.cli(BenchOptions, description=__doc__))
+    common.run(main, BenchOptions, __doc__)

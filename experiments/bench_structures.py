@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from jax import lax
 from jax.experimental import sparse
 
@@ -355,4 +354,4 @@ def _brief(rows: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    main(tyro.cli(StructureOptions, description=__doc__))
+    common.run(main, StructureOptions, __doc__)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from experiments import common
 from experiments.timing import ratio
@@ -212,4 +211,4 @@ def main(options: common.Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(common.Options, description=__doc__))
+    common.run(main, common.Options, __doc__)

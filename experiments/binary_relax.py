@@ -22,10 +22,9 @@ from typing import Any, Literal
 
 import jax
 import optax
-import tyro
 
 import rvsm_jax
-from experiments import stages
+from experiments import common, stages
 from experiments.sparse import percent
 from experiments.stages import FLOAT, Row
 from experiments.vgg import vgg11
@@ -175,4 +174,4 @@ def _distinct(params: Any) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(BinaryOptions, description=__doc__))
+    common.run(main, BinaryOptions, __doc__)

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 from experiments import common
 from experiments.robust_pruning import QUICK, REDUCED, RobustOptions, trained
@@ -128,4 +127,4 @@ def draw(weights: Mapping[tuple[str, str], Sequence[np.ndarray]], path: pathlib.
 
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
-    main(tyro.cli(WeightOptions, description=__doc__))
+    common.run(main, WeightOptions, __doc__)

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import tyro
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -197,4 +196,4 @@ def _draw(rows: list[dict[str, float]], penalty: str, path) -> None:
 
 if __name__ == "__main__":
     common.one_device_per_core()
-    main(tyro.cli(PathOptions, description=__doc__))
+    common.run(main, PathOptions, __doc__)

@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -249,4 +248,4 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ComparedOptions, description=__doc__))
+    common.run(main, ComparedOptions, __doc__)

@@ -15,7 +15,6 @@ import numpy as np
 import rich.box
 import rich.console
 import rich.table
-import tyro
 
 import rvsm_jax
 import serw
@@ -116,4 +115,4 @@ def _draw(histories: dict[str, list], sparse_params: dict, path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(common.Options, description=__doc__))
+    common.run(main, common.Options, __doc__)

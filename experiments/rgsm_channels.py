@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -345,4 +344,4 @@ def _draw_norms(rows: list[dict[str, Any]], options: ChannelOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ChannelOptions, description=__doc__))
+    common.run(main, ChannelOptions, __doc__)

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -193,4 +192,4 @@ def _row(
 
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
-    main(tyro.cli(FigureOptions, description=__doc__))
+    common.run(main, FigureOptions, __doc__)

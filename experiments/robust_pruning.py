@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 from experiments import common
 from experiments.robust_evaluation import accuracies, published_attacks, ship, sparsities
@@ -287,4 +286,4 @@ def _name(options: RobustOptions) -> str:
 
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")  # the next seed's step is the same program
-    main(tyro.cli(RobustOptions, description=__doc__))
+    common.run(main, RobustOptions, __doc__)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
-import tyro
 
 from experiments import common
 from experiments.sparse import DENSE, Protocol, Setting, mnist, run
@@ -160,4 +159,4 @@ def _name(options: LeNetOptions) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LeNetOptions, description=__doc__))
+    common.run(main, LeNetOptions, __doc__)

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -210,4 +209,4 @@ def _name(options: ResNetOptions) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ResNetOptions, description=__doc__))
+    common.run(main, ResNetOptions, __doc__)

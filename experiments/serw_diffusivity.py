@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 import serw
 from experiments import common
@@ -142,4 +141,4 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     common.one_device_per_core()
-    main(tyro.cli(Options))
+    common.run(main, Options, __doc__)

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 import serw
 from experiments import common
@@ -100,4 +99,4 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     common.one_device_per_core()
-    main(tyro.cli(Options))
+    common.run(main, Options, __doc__)

@@ -34,7 +34,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -334,4 +333,4 @@ def _line(row: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")  # the next seed's step is the same program
-    main(tyro.cli(SparsityOptions, description=__doc__))
+    common.run(main, SparsityOptions, __doc__)

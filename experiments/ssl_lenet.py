@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import rvsm_jax
 from experiments import common
@@ -182,4 +181,4 @@ def _write(options: SslOptions, started: float, rows: list[dict[str, Any]]) -> N
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SslOptions, description=__doc__))
+    common.run(main, SslOptions, __doc__)

@@ -21,10 +21,9 @@ from typing import Any, Literal
 
 import jax
 import optax
-import tyro
 
 import rvsm_jax
-from experiments import stages
+from experiments import common, stages
 from experiments.stages import Row
 from rvsm_jax import factors, models, train
 
@@ -162,4 +161,4 @@ def _places(name: str, rank: int) -> int:
 
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
-    main(tyro.cli(SvdOptions, description=__doc__))
+    common.run(main, SvdOptions, __doc__)

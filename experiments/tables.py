@@ -12,8 +12,6 @@ import pathlib
 import re
 from collections.abc import Callable
 
-import tyro
-
 from experiments import common
 from experiments.markdown import Results
 from experiments.tables_methods import (
@@ -97,4 +95,4 @@ def main(options: TableOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TableOptions, description=__doc__))
+    common.run(main, TableOptions, __doc__)

@@ -1,7 +1,12 @@
 """Every experiment runs, in its quick form, and leaves a results file that says what it found."""
 
+import ast
 import functools
 import json
+import pathlib
+import platform
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -166,3 +171,29 @@ def test_interleaved_calls_take_turns():
     order = []
     timing.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warm_up=1)
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+
+
+FAULTS = """
+import ctypes, resource
+from experiments import common
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2**26)
+    libc.memset(block, 1, 2**26)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults(), faults()], common.keep_freed_memory(), [faults(), faults()])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is told")
+def test_memory_freed_is_kept_for_the_next_call():
+    root = pathlib.Path(__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=root).stdout
+    (fresh, again), kept, (first, second) = ast.literal_eval(found.replace("] True [", "], True, ["))
+    if fresh < 2**26 // 4096:
+        pytest.skip(f"pages are larger than 4 KiB here: {fresh} faults in 64 MiB")
+    assert kept and again > 16_000 and first > 16_000 and second < 100
