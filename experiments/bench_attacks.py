@@ -7,11 +7,12 @@ LeNet-5 is trained for a moment by PGD on MNIST, so that AutoAttack has somethin
 weights. PyTorch gets the same weights and images. Everything takes turns in one run; ratios are medians over rounds,
 with quartiles. AutoAttack, ours and theirs, is timed as often as ``auto_rounds`` says.
 
-Result (two cores of an AMD EPYC): PGD-20 costs 1.0 times 20 gradients of the same network, and LeNet-5's under
-``jit`` 0.43 times. Noisy ensembles of n cost 1.1 to 1.2 times the logits of n plain networks, 1.3 to 1.4 times their
-gradients by images and 1.03 to 1.04 times those by weights. Over foolbox and torchattacks PGD takes 1.1 to 1.4 times
-as long, C&W 1.3 times, DeepFool 0.92 times; AutoAttack 3.0 times its own passes and 2.1 times torchattacks, with the
-same robust accuracy, in the one run timed. Results: experiments/results/bench_attacks.json.
+Result (two cores of an AMD EPYC): PGD-20 costs 1.01 to 1.05 times 20 gradients of the same network. Ensembles of n cost
+1.1 to 1.2 times the logits of n plain networks, for the noise that these do not have, 1.01 to 1.07 times their
+gradients by images and 1.02 to 1.04 times those by weights; of n noisy networks 0.87 to 0.98 times. On LeNet-5 PGD
+takes 0.54 to 0.58 times as long as foolbox and torchattacks, C&W 0.60 to 0.62 and DeepFool 0.70 times, on ResNet-20 PGD
+1.06 to 1.13 times. AutoAttack takes 2.9 times its own passes and 2.1 times torchattacks, with the same robust accuracy,
+in the one run timed. Results: experiments/results/bench_attacks.json.
 """
 
 import dataclasses

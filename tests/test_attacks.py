@@ -277,6 +277,18 @@ def test_projection_onto_a_hyperplane_in_the_box_is_the_nearest_point(norm):
 
 
 @NORMS
+def test_projection_onto_a_hyperplane_arrives_however_many_pixels_meet_the_box(norm):
+    x, w = (RNG.uniform(size=(5, 784)) > 0.6).astype(float), RNG.normal(size=(5, 784)) ** 3  # few pixels matter
+    reach = np.where(w > 0, 1 - x, -x) * w
+    for share in (0.01, 0.5, 0.9, 0.999):
+        value = -share * reach.sum(1)
+        found = to_hyperplane(norm, *(jnp.asarray(v, jnp.float32) for v in (x, w, value)))
+        np.testing.assert_allclose((w * (np.asarray(found, np.float64) - x)).sum(1), -value, rtol=1e-5)
+    beyond = to_hyperplane(norm, *(jnp.asarray(v, jnp.float32) for v in (x, w, -2 * reach.sum(1))))
+    np.testing.assert_array_equal(beyond, w > 0)  # the box's nearest corner
+
+
+@NORMS
 def test_every_image_is_in_the_ball_and_the_box(norm):
     logits_fn, x, labels = small_network()
     eps = 8 / 255 if norm is attacks.l_inf else 0.3

@@ -22,7 +22,8 @@ from rvsm_jax.attacks.losses import margin, targeted_margin
 
 OVERSHOOT, BIAS, BACKWARDS = 1.05, 0.1, 0.9
 SECANTS, SHORT = 3, 0.98  # the last 2 % to the boundary are left away: on it the network is not yet wrong
-HALVINGS = 24
+NEWTON = 32  # steps at most; a handful is usual
+EXACT = 16  # what may be missing of the way to a hyperplane, in units of rounding
 
 
 class _Options(NamedTuple):
@@ -103,8 +104,9 @@ def _clean(options: None, model: Model, inputs: dict[str, Any], state: Any = Non
 def to_hyperplane(norm: Geometry, points: jax.Array, gradient: jax.Array, value: jax.Array) -> jax.Array:
     """``argmin |z - x|`` over z in [0, 1] with ``value + <gradient, z - x> = 0``, or the box's nearest to it.
 
-    z = clip(x + t s) for the steepest direction s of the norm: what one pixel cannot give the others have to. The size
-    t is found by bisection of log t, and by interpolation at the end, exact where no pixel meets the box in between.
+    z = clip(x + t s) for the steepest direction s of the norm: what one pixel cannot give the others have to. What they
+    give together is a concave function of t, of straight pieces with a bend wherever a pixel meets the box, so Newton's
+    method from below neither overshoots nor goes on for long: it ends on the piece that crosses the hyperplane.
 
     Args:
       norm: of the distance.
@@ -125,21 +127,25 @@ def to_hyperplane(norm: Geometry, points: jax.Array, gradient: jax.Array, value:
     least = jnp.where(slope > 0, wanted / jnp.where(slope > 0, slope, 1), 0)
 
     def gained(t):
-        moved = clip(points + per_image(t, points) * direction) - points
-        return down * (gradient * moved).reshape(len(moved), -1).sum(1)
+        """What is gained at t, and its derivative."""
+        free = points + per_image(t, points) * direction
+        inside = (free >= 0) & (free <= 1)
+        parts = gradient * (clip(free) - points), jnp.where(inside, gradient * direction, 0)
+        return tuple(down * part.reshape(len(part), -1).sum(1) for part in parts)
 
-    def halve(_, log):
-        low, high = log
-        middle = (low + high) / 2
-        enough = gained(least * 2**middle) >= wanted
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+    def going(state):
+        k, _, missing, rise = state
+        return (k < NEWTON) & jnp.any((missing > EXACT * jnp.finfo(points.dtype).eps * wanted) & (rise > 0))
 
-    zero = jnp.zeros_like(least)
-    low, high = jax.lax.fori_loop(0, HALVINGS, halve, (zero, zero + HALVINGS))
-    low, high = least * 2**low, least * 2**high
-    under, over = gained(low), gained(high)
-    share = jnp.clip((wanted - under) / jnp.where(over > under, over - under, 1), 0, 1)
-    return clip(points + per_image(low + share * (high - low), points) * direction)
+    def newton(state):
+        k, t, missing, rise = state
+        t = t + jnp.where(rise > 0, jnp.maximum(missing, 0) / jnp.where(rise > 0, rise, 1), 0)
+        gain, rise = gained(t)
+        return k + 1, t, wanted - gain, rise
+
+    gain, rise = gained(least)
+    t = jax.lax.while_loop(going, newton, (0, least, wanted - gain, rise))[1]
+    return clip(points + per_image(t, points) * direction)
 
 
 def _init(options: _Options, model: Model, inputs: dict[str, Any]) -> _State:
