@@ -51,6 +51,7 @@ class Plan:
       rate: at first, divided by ten after a half and three quarters.
       fine_rate: at first, of the second training, divided likewise.
       weight_decay: times the weights, joins the gradient.
+      zero_below: magnitudes that are put to zero after every step of the first training.
     """
 
     examples: int
@@ -61,14 +62,15 @@ class Plan:
     rate: float = 0.1
     fine_rate: float = 0.01
     weight_decay: float = 1e-4
+    zero_below: float = 1e-4
 
 
 PLANS = {
-    "resnet20-reduced": Plan(10_000, width=8, epochs=4, fine_epochs=2, batch_size=64),
+    "resnet20-reduced": Plan(10_000, width=8, epochs=4, fine_epochs=2, batch_size=64, zero_below=2e-3),
     "resnet20": Plan(50_000, width=16, epochs=164, fine_epochs=246, batch_size=128),
 }
-LASSOS = {"resnet20-reduced": (0.02, 0.04), "resnet20": (0.007,)}
-CANDIDATES = {"resnet20-reduced": (0.01, 0.02, 0.04, 0.08), "resnet20": (0.004, 0.007, 0.01)}
+LASSOS = {"resnet20-reduced": (0.0, 0.03), "resnet20": (0.0, 0.007)}
+CANDIDATES = {"resnet20-reduced": (0.02, 0.03, 0.04), "resnet20": (0.004, 0.007, 0.01)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class DepthOptions(stages.StageOptions):
 
     Attributes:
       network: and its protocol.
-      lassos: weights of the penalty; default: those that were chosen, with ``select`` those to choose from.
+      lassos: weights of the penalty, 0 for none; default: those that were chosen, with ``select`` those to choose from.
     """
 
     network: Literal["resnet20-reduced", "resnet20"] = "resnet20-reduced"
@@ -92,7 +94,7 @@ def main(options: DepthOptions) -> None:
     lassos = options.lassos or (CANDIDATES if options.select else LASSOS)[options.network]
     keys = [
         {"seed": seed, "name": f"SSL {lasso:g}" if lasso else DENSE, "lasso": lasso}
-        for seed in options.all_seeds for lasso in (0.0, *lassos)
+        for seed in options.all_seeds for lasso in lassos
     ]  # fmt: skip
     stages.grow(
         f"ssl_resnet20-{options.network}{'-selection' if options.select else ''}", options, plan, keys,
@@ -106,7 +108,8 @@ def _run(key: Row, options: DepthOptions, plan: Plan, sets: Any) -> Row:
     """Both trainings and what they leave: accuracies, percent, of the first, the second, and the shrunk network."""
     seed, lasso = key["seed"], key["lasso"]
     network = models.preact_resnet(jax.random.key(seed), width=plan.width)
-    first = _fit(network, penalised(_sgd(plan.rate, plan.epochs, plan, sets), lasso), sets, key, "first", options, plan)
+    method = penalised(_sgd(plan.rate, plan.epochs, plan, sets), lasso, plan.zero_below)
+    first = _fit(network, method, sets, key, "first", options, plan)
     sparse = network._replace(params=first.params, state=first.model_state)
     method = retraining(_sgd(plan.fine_rate, plan.fine_epochs, plan, sets), first.params)
     last = _fit(sparse, method, sets, key, "last", options, plan)
@@ -121,18 +124,20 @@ def _run(key: Row, options: DepthOptions, plan: Plan, sets: Any) -> Row:
     }
 
 
-def penalised(optimizer: optax.GradientTransformation, lasso: float) -> rvsm_jax.Method:
+def penalised(optimizer: optax.GradientTransformation, lasso: float, zero_below: float) -> rvsm_jax.Method:
     """The first training: SSL of whole convolutions between shortcuts, or the optimiser alone.
 
     Args:
       optimizer: of the weights.
       lasso: the weight of the penalty; 0: none.
+      zero_below: magnitudes that it puts to zero.
 
     Returns:
       The method.
     """
-    lassos = {rvsm_jax.layers: lasso}
-    return rvsm_jax.ssl(optimizer, lassos, where=BETWEEN) if lasso else stages.plain(optimizer)
+    if not lasso:
+        return stages.plain(optimizer)
+    return rvsm_jax.ssl(optimizer, {rvsm_jax.layers: lasso}, where=BETWEEN, zero_below=zero_below)
 
 
 def retraining(optimizer: optax.GradientTransformation, params: Any) -> rvsm_jax.Method:
