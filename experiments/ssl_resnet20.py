@@ -69,8 +69,8 @@ PLANS = {
     "resnet20-reduced": Plan(10_000, width=8, epochs=4, fine_epochs=2, batch_size=64, zero_below=2e-3),
     "resnet20": Plan(50_000, width=16, epochs=164, fine_epochs=246, batch_size=128),
 }
-LASSOS = {"resnet20-reduced": (0.0, 0.03), "resnet20": (0.0, 0.007)}
-CANDIDATES = {"resnet20-reduced": (0.02, 0.03, 0.04), "resnet20": (0.004, 0.007, 0.01)}
+LASSOS = {"resnet20-reduced": (0.0, 0.025, 0.03), "resnet20": (0.0, 0.007)}
+CANDIDATES = {"resnet20-reduced": (0.02, 0.025, 0.03), "resnet20": (0.004, 0.007, 0.01)}
 
 
 @dataclasses.dataclass(frozen=True)
