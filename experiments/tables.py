@@ -19,6 +19,7 @@ from experiments.markdown import Results
 from experiments.tables_methods import (
     admm_lenet,
     block_sizes,
+    depths,
     lenet,
     methods_compared,
     quantised,
@@ -42,6 +43,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bcr_blocks": block_sizes,
     "bench_structures": structures,
     "svd_training-lenet300-reduced": ranks,
+    "svd_training-resnet20-reduced": ranks,
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
     "bench_training": training,
@@ -54,6 +56,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "robust_pruning-reduced": robust_reduced,
     "methods_compared": methods_compared,
     "ssl_lenet": ssl_lenet,
+    "ssl_resnet20-resnet20-reduced": depths,
     "sparsity_vs_robustness": sparsity_vs_robustness,
 }
 
