@@ -113,7 +113,7 @@ def _run(key: Row, options: DepthOptions, plan: Plan, sets: Any) -> Row:
     sparse = network._replace(params=first.params, state=first.model_state)
     method = retraining(_sgd(plan.fine_rate, plan.fine_epochs, plan, sets), first.params)
     last = _fit(sparse, method, sets, key, "last", options, plan)
-    found = removed(network.forward, {"params": last.params, "state": last.model_state}, sets[1])
+    found = removed(network._replace(params=last.params, state=last.model_state), sets[1])
     return {
         "accuracy": percent(first.history[-1], "u_accuracy"),
         "retrained": percent(last.history[-1], "u_accuracy"),
@@ -170,18 +170,18 @@ def zero_kernels(params: Any) -> list[str]:
     return [name for name, kernel in _kernels(params).items() if not kernel.any()]
 
 
-def removed(forward: train.Forward, variables: Any, test: Any) -> Row:
+def removed(network: models.Network, test: Any) -> Row:
     """What `shrink` leaves of a network: its layers, its share of the multiply-adds, and its accuracy, percent.
 
     Args:
-      forward: of a `preact_resnet`.
-      variables: its params and state.
+      network: a `preact_resnet`, trained.
       test: images and labels.
 
     Returns:
       ``shrunk``, the accuracy, ``layers``, ``multiply_adds``, and ``gone``, the convolutions that are not there.
     """
-    fn = lambda v, x: forward(v["params"], v["state"], x, None, False)[0]  # noqa: E731
+    fn = lambda v, x: network.forward(v["params"], v["state"], x, None, False)[0]  # noqa: E731
+    variables = {"params": network.params, "state": network.state}
     example = jax.ShapeDtypeStruct((1, *test[0].shape[1:]), jnp.float32)
     small_fn, small, report = rvsm_jax.shrink(fn, variables, example, constants="fold")
     evaluated = lambda v, state, x, key, train: (small_fn(v, x), state)  # noqa: E731
