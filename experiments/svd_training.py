@@ -1,6 +1,7 @@
 """SVD training: accuracy against the speed-up of low rank, over the energy that may go.
 
     python -m experiments.svd_training                       # a small stand-in: LeNet-300-100, 10,000 images of MNIST
+    python -m experiments.svd_training --network resnet20-reduced     # width 8, 10,000 images of CIFAR-10, four epochs
     python -m experiments.svd_training --network resnet20    # the published protocol, for an accelerator
     python -m experiments.svd_training --quick               # an epoch of everything
 
@@ -53,8 +54,10 @@ class Plan:
 
 PLANS = {
     "lenet300-reduced": Plan("mnist", 10_000, epochs=6),
+    "resnet20-reduced": Plan("cifar10", 10_000, epochs=4),
     "resnet20": Plan("cifar10", 50_000, epochs=164),
 }
+WIDTHS = {"resnet20-reduced": 8, "resnet20": 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ class SvdOptions(stages.StageOptions):
       network: and its protocol.
     """
 
-    network: Literal["lenet300-reduced", "resnet20"] = "lenet300-reduced"
+    network: Literal["lenet300-reduced", "resnet20-reduced", "resnet20"] = "lenet300-reduced"
 
 
 def main(options: SvdOptions) -> None:
@@ -109,7 +112,8 @@ def _trained(
 
 def _network(options: SvdOptions, seed: int) -> models.Network:
     key = jax.random.key(seed)
-    return models.preact_resnet(key) if options.network == "resnet20" else models.lenet_300_100(key)
+    width = WIDTHS.get(options.network)
+    return models.preact_resnet(key, width=width) if width else models.lenet_300_100(key)
 
 
 def _row(key: Row, plan: Plan, test: Any, trained: Callable[[int, float | None], Trained]) -> Row:

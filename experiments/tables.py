@@ -17,6 +17,7 @@ from experiments.markdown import Results
 from experiments.tables_methods import (
     admm_lenet,
     block_sizes,
+    depths,
     lenet,
     methods_compared,
     quantised,
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "bcr_blocks": block_sizes,
     "bench_structures": structures,
     "svd_training-lenet300-reduced": ranks,
+    "svd_training-resnet20-reduced": ranks,
     "rvsm_resnet18-fast-reduced": resnet18,
     "bench_splitting": splitting,
     "bench_training": training,
@@ -53,6 +55,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "ensemble_weights": ensemble_weights,
     "methods_compared": methods_compared,
     "ssl_lenet": ssl_lenet,
+    "ssl_resnet20-resnet20-reduced": depths,
     "sparsity_vs_robustness": sparsity_vs_robustness,
 }
 

@@ -115,7 +115,11 @@ def ranks(results: Results) -> str:
     for row in results["table"]:
         cells = [str(row["accuracy"]["n"]), plus_minus(row["accuracy"]), plus_minus(row["speed_up"])]
         found.setdefault(row["energy"], []).extend(cells)
-    titles = {"lenet300-reduced": "LeNet-300-100, MNIST, 10,000 images", "resnet20": "ResNet-20, CIFAR-10"}
+    titles = {
+        "lenet300-reduced": "LeNet-300-100, MNIST, 10,000 images",
+        "resnet20-reduced": "ResNet-20 of width 8, CIFAR-10, 10,000 images",
+        "resnet20": "ResNet-20, CIFAR-10",
+    }
     names = dict.fromkeys(row["penalty"] for row in results["table"])
     columns = [f"{what}, penalty: {name}" for name in names for what in ("seeds", "accuracy %", "speed-up")]
     head = (f"{titles[results['options']['network']]}: energy gone", *columns)
@@ -150,3 +154,19 @@ def ssl_lenet(results: Results) -> str:
         rows.append((f"ours: {row['name']}", *counts, *errors, plus_minus(row["multiply_adds"])))
     head = ("LeNet, MNIST", "filters", "channels", "shapes", "error %", "retrained %", "multiply-adds, shrunk")
     return markdown(head, [*published, *rows]) + provenance(results, counted(results["table"][-1]["error"]))
+
+
+def depths(results: Results) -> str:
+    """Layers and accuracy that SSL of depth leaves of ResNet-20, published and ours."""
+    published = "published, width 16, all images"
+    rows = [(published, "", f"{row['layers']}", "", f"{row['accuracy']:.2f}", "") for row in results["published"]]
+    for row in results["table"]:
+        layers = plus_minus(row["layers"], 0 if row["layers"]["std"] in (None, 0) else 1)
+        accuracies = [plus_minus(row[name]) for name in ("accuracy", "shrunk")]
+        rows.append((row["name"], str(row["layers"]["n"]), layers, *accuracies, plus_minus(row["multiply_adds"])))
+    plan = results["plan"]
+    title = f"ResNet-20, CIFAR-10: width {plan['width']}, {plan['examples']:,} images"
+    head = (title, "seeds", "layers", "accuracy %", "retrained and shrunk %", "multiply-adds, shrunk")
+    return markdown(head, rows) + provenance(
+        results, f"{counted(results['table'][0]['layers'])}, {results['measured_on']}"
+    )

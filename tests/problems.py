@@ -1,4 +1,6 @@
-"""Small problems with known answers, and slow NumPy versions of the methods."""
+"""Small problems with known answers, slow NumPy versions of the methods, and a few steps on any tree."""
+
+import functools
 
 import equinox as eqx
 import flax.linen as nn
@@ -10,6 +12,7 @@ from flax import nnx
 
 import rvsm_jax
 
+SGD = functools.partial(optax.sgd, 0.01, momentum=0.9, nesterov=True)
 PENALTIES = {
     "l0": rvsm_jax.l0(),
     "l1": rvsm_jax.l1(),
@@ -58,6 +61,27 @@ def lasso(n=40, d=15, seed=0):
     return a, b, lambda x: a.T @ (a @ x - b), np.linalg.norm(a, 2) ** 2
 
 
+def gradients(params):
+    """Of f(w) = 0.15 w^2 + 0.1 w."""
+    return jax.tree.map(lambda x: 0.3 * x + jnp.asarray(0.1, x.dtype), params)
+
+
+def one_step(tx, params, state):
+    updates, state = tx.update(gradients(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def run(tx, params, steps=4, wrap=lambda f: f):
+    state, step = tx.init(params), wrap(functools.partial(one_step, tx))
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def assert_close(a, b, rtol=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b)
+
+
 def everything(path, leaf):
     return True
 
@@ -69,6 +93,11 @@ def curved(xp):
 
 def train(tx, f_grad, w, steps):
     """The weights, an array or a tree of them, after so many steps in float64."""
+    return jax.tree.map(lambda x: x[-1], path(tx, f_grad, w, 1, steps))
+
+
+def path(tx, f_grad, w, times, steps=1):
+    """The weights after so many steps in float64, after as many again, and so on."""
     with jax.enable_x64(True):
         params = {"w": jax.tree.map(jnp.asarray, w)}
 
@@ -77,8 +106,12 @@ def train(tx, f_grad, w, steps):
             updates, state = tx.update({"w": f_grad(params["w"])}, state, params)
             return optax.apply_updates(params, updates), state
 
-        run = jax.jit(lambda *start: jax.lax.fori_loop(0, steps, step, start))
-        return jax.tree.map(np.asarray, run(params, tx.init(params))[0]["w"])
+        def several(carried, _):
+            carried = jax.lax.fori_loop(0, steps, step, carried)
+            return carried, carried[0]["w"]
+
+        run = jax.jit(lambda *start: jax.lax.scan(several, start, length=times)[1])
+        return jax.tree.map(np.asarray, run(params, tx.init(params)))
 
 
 def hard(w, t):

@@ -1,14 +1,16 @@
 """The comparisons of compressors run, in their quick forms, and count what they say they count."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from experiments import bcr_blocks, bench_structures, binary_relax, stages, svd_training, tables
+from experiments import bcr_blocks, bench_structures, binary_relax, ssl_resnet20, stages, svd_training, tables
 from experiments.bench_structures import Kernel, Layer
 from rvsm_jax import factors, models, train
 
@@ -157,3 +159,60 @@ def test_work_of_the_published_network():
     stages_work = 6 * 9 * 16 * 16 * 1024 + (9 * 16 * 32 + 5 * 9 * 32 * 32) * 256 + (9 * 32 * 64 + 5 * 9 * 64 * 64) * 64
     shortcuts = 16 * 32 * 256 + 32 * 64 * 64
     assert sum(found.values()) == 9 * 3 * 16 * 1024 + stages_work + shortcuts + 640
+
+
+def test_the_reduced_network_is_narrow():
+    options = svd_training.SvdOptions(network="resnet20-reduced")
+    params = jax.eval_shape(lambda: svd_training._network(options, 0).params)
+    assert params["conv1"]["kernel"].shape == (3, 3, 3, 8) and "stage3_block3" in params
+
+
+ZERO = "stage2_block1/conv2/kernel"
+
+
+def test_ssl_resnet20(tmp_path, monkeypatch):
+    """A branch with one zero convolution goes as a whole, shortcut and predictions stay."""
+    monkeypatch.setattr(models, "preact_resnet", functools.partial(models.preact_resnet, depth=8))
+    plan = ssl_resnet20.Plan(256, 2, 1, 1, 64)
+    monkeypatch.setattr(ssl_resnet20, "PLANS", {"resnet20-reduced": plan})
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (256, 8, 8, 3), dtype=np.uint8), rng.integers(0, 10, 256).astype(np.int32)
+    monkeypatch.setattr(stages, "arrays", lambda *arguments: (noise, noise))
+    trained = []
+
+    def fit(network, method, sets, epochs, seed, **options):
+        trained.append((options["config"]["lasso"], jax.tree.structure(method.tx.init(network.params))))
+        killed = jax.tree.map_with_path(
+            lambda path, x: 0 * x if jax.tree_util.keystr(path, simple=True, separator="/") == ZERO else x,
+            network.params,
+        )
+        params = killed if options["config"]["lasso"] else network.params
+        return untrained(network._replace(params=params), method, sets, epochs, seed)._replace(
+            model_state=network.state
+        )
+
+    monkeypatch.setattr(stages, "fit", fit)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules rely on it
+        ssl_resnet20.main(ssl_resnet20.DepthOptions(quick=True, out=tmp_path, lassos=(0.0, 0.5)))
+    found = result(tmp_path, "ssl_resnet20-resnet20-reduced")
+    dense, sparse = found["rows"]
+    assert [lasso for lasso, _ in trained] == [0, 0, 0.5, 0.5] and trained[0][1] != trained[2][1]
+    assert (dense["layers"], dense["zero_kernels"], dense["multiply_adds"], dense["gone"]) == (8, 0, 1, [])
+    assert (sparse["layers"], sparse["zero_kernels"], sparse["norms"][ZERO]) == (6, 1, 0)
+    assert sparse["gone"] == ["stage2_block1/conv1/kernel", ZERO]
+    branches = [64 * 9 * (2 * 2 + 2 * 2), 16 * 9 * (2 * 4 + 4 * 4), 4 * 9 * (4 * 8 + 8 * 8)]
+    whole = 64 * 9 * 3 * 2 + sum(branches) + 16 * 2 * 4 + 4 * 4 * 8 + 8 * 10  # stem, branches, shortcuts, head
+    assert sparse["multiply_adds"] == (whole - branches[1]) / whole
+    network = models.preact_resnet(jax.random.key(0), width=2)
+    network.params["stage2_block1"]["conv2"]["kernel"] *= 0
+    assert sparse["shrunk"] == 100 * train.evaluate(*network, *noise)["accuracy"]
+    assert "| SSL 0.5 | 1 | 6 |" in tables.depths(found)
+
+
+def test_retraining_keeps_zero_convolutions_and_moves_single_zeros():
+    kernels = {"conv1": {"kernel": jnp.zeros((3, 3, 2, 2))}, "conv2": {"kernel": jnp.eye(2).reshape(1, 1, 2, 2)}}
+    params = {"stage1_block1": kernels}
+    tx = ssl_resnet20.retraining(optax.sgd(1.0), params).tx
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    assert not updates["stage1_block1"]["conv1"]["kernel"].any()
+    assert (updates["stage1_block1"]["conv2"]["kernel"] == -1).all()
