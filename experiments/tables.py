@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "rvsm_lenet-lenet5": lenet,
     "admm_lenet": admm_lenet,
     "binary_relax-lenet5": quantised,
+    "binary_relax-vgg11-reduced": quantised,
     "bcr_blocks": block_sizes,
     "bench_structures": structures,
     "svd_training-lenet300-reduced": ranks,

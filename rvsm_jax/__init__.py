@@ -21,14 +21,9 @@ from rvsm_jax.compressors import (
 )
 from rvsm_jax.constraints import binary, levels, submatrix, ternary, top_k
 from rvsm_jax.coupled import Coupled
+from rvsm_jax.gradients import penalty_gradient, reweighted_penalty
 from rvsm_jax.groups import Groups, channels, filters, layers, over, shapes, weights
-from rvsm_jax.links import (
-    admm_splitting,
-    partial_projection,
-    penalty_gradient,
-    relaxed_projection,
-    reweighted_penalty,
-)
+from rvsm_jax.links import admm_splitting, partial_projection, relaxed_projection
 from rvsm_jax.matrices import blocks, spatial_spectrum, spectrum
 from rvsm_jax.multiples import in_multiples
 from rvsm_jax.penalties import (

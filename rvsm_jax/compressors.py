@@ -19,8 +19,9 @@ import optax
 
 from rvsm_jax.constraints import levels, submatrix, top_k
 from rvsm_jax.factors import hoyer, orthogonality, truncate
+from rvsm_jax.gradients import penalty_gradient, reweighted_penalty
 from rvsm_jax.groups import Groups, weights
-from rvsm_jax.links import admm_splitting, partial_projection, penalty_gradient, relaxed_projection, reweighted_penalty
+from rvsm_jax.links import admm_splitting, partial_projection, relaxed_projection
 from rvsm_jax.matrices import blocks, spatial_spectrum, spectrum
 from rvsm_jax.penalties import Penalty, l0, l1
 from rvsm_jax.proximal import Prox, Where, convolutions, in_turn, kernels, proximal_operator, require_strength

@@ -3,13 +3,11 @@
     optax.chain(admm_splitting(prox, rho, every=n), optimizer)       # ADMM: z and its dual y, renewed every n steps
     optax.chain(optimizer, relaxed_projection(prox, blend))          # BinaryRelax: the weights' float copy v
     optax.chain(optimizer, partial_projection(prox, 0.3))            # the nearest share snapped, the rest trained
-    optax.chain(reweighted_penalty(groups, lam, every=n), optimizer)  # the groups' weights, renewed every n steps
 
 A prox may be any function ``(params, strength) -> params``; these links act on the leaves that it does not hand through
-as they are. ``penalty_gradient``, which remembers nothing, adds the gradient of any function of the weights.
+as they are.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -18,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rvsm_jax.groups import Groups
-from rvsm_jax.proximal import Where, kernels, require_function, selected
+from rvsm_jax.proximal import require_function
 from rvsm_jax.splitting import (
     Prox,
-    StepState,
     Strength,
     as_schedule,
     each,
@@ -54,13 +50,6 @@ class PartialState(NamedTuple):
 
     target: chex.ArrayTree
     fixed: chex.ArrayTree
-
-
-class ReweightedState(NamedTuple):
-    """The step, and each group's weight 1 / (|w_g|^2 + eps), for the selected leaves."""
-
-    step: jax.Array
-    weights: list[jax.Array]
 
 
 def admm_splitting(prox: Prox, rho: Strength, *, every: int = 1, lam: Strength = 1.0) -> optax.GradientTransformation:
@@ -100,24 +89,24 @@ def admm_splitting(prox: Prox, rho: Strength, *, every: int = 1, lam: Strength =
     """
     require_function("prox", prox)
     rho, lam = as_schedule("rho", rho, positive=True), as_schedule("lam", lam)
-    _require_count("every", every)
+    require_count("every", every)
 
     def init(params):
         w = jax.tree.map(widen, params)
-        z = _touched(prox(w, threshold(lam(_zero()), rho(_zero()))), w)
-        return AdmmState(_zero(), _each_of(z, jnp.copy), _each_of(z, jnp.zeros_like))
+        z = _touched(prox(w, threshold(lam(zero()), rho(zero()))), w)
+        return AdmmState(zero(), _each_of(z, jnp.copy), _each_of(z, jnp.zeros_like))
 
     def update(updates, state, params=None):
         w = jax.tree.map(widen, require_params("admm_splitting", params))
         pull = rho(state.step)
 
         def renewed(z, y):
-            moved = _where(z, lambda w, y: w + _ratio(y, pull), w, y)
+            moved = where_given(z, lambda w, y: w + _ratio(y, pull), w, y)
             z = _each_of(z, lambda z, new: new.astype(z.dtype), prox(moved, threshold(lam(state.step), pull)))
             return z, _each_of(y, lambda y, w, z: plus(y, pull, w - z), w, z)
 
         due = (state.step > 0) & (state.step % every == 0)
-        z, y = _when(due, renewed, state.z, state.y)
+        z, y = when(due, renewed, state.z, state.y)
         found = each(
             lambda d, w, z, y: d if z is None else plus(d, 1, jnp.asarray(pull, w.dtype) * (w - z) + y),
             updates, w, z, y,
@@ -163,12 +152,12 @@ def relaxed_projection(prox: Prox, blend: Strength) -> optax.GradientTransformat
 
     def init(params):
         w = jax.tree.map(widen, params)
-        return RelaxedState(_zero(), _each_of(_touched(prox(w, 1.0), w), lambda _, w: jnp.copy(w), w))
+        return RelaxedState(zero(), _each_of(_touched(prox(w, 1.0), w), lambda _, w: jnp.copy(w), w))
 
     def update(updates, state, params=None):
         params = require_params("relaxed_projection", params)
         v = _each_of(state.v, lambda v, d: v if d is None else plus(v, 1, d), updates)
-        projected = prox(_where(v, lambda w, v: v, params, v), 1.0)
+        projected = prox(where_given(v, lambda w, v: v, params, v), 1.0)
         b = blend(state.step)
 
         def step(d, v, q, w):
@@ -229,116 +218,11 @@ def partial_projection(prox: Prox, share: float) -> optax.GradientTransformation
     return optax.GradientTransformation(init, update)
 
 
-def reweighted_penalty(
-    groups: Groups, lam: Strength, *, every: int = 1, eps: float = 1e-3, where: Where = kernels
-) -> optax.GradientTransformation:
-    """g <- g + lam grad sum_g P_g |w_g|^2, P_g = 1 / (|w_g|^2 + eps), renewed every n steps and fixed between.
-
-    Small groups are pulled to zero ever harder, large ones are left alone: how many go is decided group by group.
-    Links of this kind may follow each other, and their groups may overlap.
-
-    Args:
-      groups: what a group is, such as ``blocks(4, 16, "rows")``.
-      lam: the penalty's weight, >= 0; a number or a schedule.
-      every: n.
-      eps: > 0, in the units of squared magnitudes.
-      where: which leaves.
-
-    Returns:
-      A transformation whose ``update`` needs the params, to be placed in front of the optimiser.
-
-    Raises:
-      TypeError: if groups or where is not a function, lam neither a number nor a schedule, or every not an int.
-      ValueError: if lam is negative, eps not positive, or every below 1; from ``update``, if params are missing.
-
-    References:
-      Niu et al., arXiv:2108.11033 (GRIM); Candes, Wakin and Boyd, arXiv:0711.1612 (reweighting).
-
-    Example:
-      >>> import jax.numpy as jnp, optax, rvsm_jax
-      >>> tx = optax.chain(rvsm_jax.reweighted_penalty(rvsm_jax.filters, 0.5, eps=1.0), optax.sgd(1.0))
-      >>> w = {"kernel": jnp.array([[3.0, 0.0], [0.0, 1.0]])}
-      >>> updates, _ = tx.update({"kernel": jnp.zeros((2, 2))}, tx.init(w), w)
-      >>> print(updates["kernel"])
-      [[-0.3 -0. ]
-       [-0.  -0.5]]
-    """
-    require_function("groups", groups)
-    require_function("where", where)
-    lam = as_schedule("lam", lam)
-    _require_count("every", every)
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps must be a positive finite number, got {eps}")
-
-    def weighed(leaves):
-        return [1 / (jnp.square(groups(x)[0]) + eps) for x in leaves]
-
-    def chosen(params):
-        places, _, leaves = selected(params, where)
-        return places, [widen(leaves[i]) for i in places], len(leaves)
-
-    def init(params):
-        return ReweightedState(_zero(), weighed(chosen(params)[1]))
-
-    def update(updates, state, params=None):
-        places, leaves, count = chosen(require_params("reweighted_penalty", params))
-        due = (state.step > 0) & (state.step % every == 0)
-        (weights,) = _when(due, lambda old: (weighed(leaves),), state.weights)
-        found: list[Any] = [None] * count
-        for i, x, weight in zip(places, leaves, weights, strict=True):
-            m, rebuild = groups(x)
-            found[i] = rebuild(2 * weight * m)
-        gradient, scale = jax.tree.unflatten(jax.tree.structure(params), found), lam(state.step)
-        moved = each(lambda d, g: d if g is None else plus(d, scale, g), updates, gradient)
-        return moved, ReweightedState(optax.safe_increment(state.step), weights)
-
-    return optax.GradientTransformation(init, update)
-
-
-def penalty_gradient(value: Callable[[chex.ArrayTree], jax.Array], strength: Strength) -> optax.GradientTransformation:
-    """g <- g + strength grad value(w): any differentiable function of the weights, added to the objective.
-
-    Args:
-      value: ``params -> scalar``.
-      strength: its weight, >= 0; a number or a schedule.
-
-    Returns:
-      A transformation whose ``update`` needs the params, to be placed in front of the optimiser.
-
-    Raises:
-      TypeError: if value is not a function, or strength neither a number nor a schedule.
-      ValueError: if strength is negative; from ``update``, if params are missing.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, rvsm_jax
-      >>> tx = optax.chain(rvsm_jax.penalty_gradient(lambda w: (w**2).sum() / 2, 0.5), optax.sgd(1.0))
-      >>> w = jnp.array([2.0, -1.0])
-      >>> print(tx.update(jnp.zeros(2), tx.init(w), w)[0])
-      [-1.   0.5]
-    """
-    require_function("value", value)
-    strength = as_schedule("strength", strength)
-
-    def update(updates, state, params=None):
-        params = require_params("penalty_gradient", params)
-        floats = jax.tree.map(lambda x: x if _is_floating(x) else None, params)
-        whole = lambda floats: _where(floats, lambda w, x: x, params, floats)  # noqa: E731
-        gradient, scale = jax.grad(lambda floats: value(whole(floats)))(floats), strength(state.step)
-        moved = each(lambda d, g: d if g is None else plus(d, scale, g), updates, gradient)
-        return moved, StepState(optax.safe_increment(state.step))
-
-    return optax.GradientTransformation(lambda params: StepState(_zero()), update)
-
-
-def _when(due, f, *state):
+def when(due, f, *state):
     """f(*state) if due, else the state; decided at once outside of ``jit``, where a cond is compiled in every call."""
     if isinstance(due, jax.core.Tracer):
         return jax.lax.cond(due, f, lambda *same: same, *state)
     return f(*state) if due else state
-
-
-def _is_floating(x):
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _touched(new, old):
@@ -351,7 +235,7 @@ def _each_of(tree, f, *trees):
     return jax.tree.map(lambda x, *rest: None if x is None else f(x, *rest), tree, *trees, is_leaf=is_none)
 
 
-def _where(tree, f, params, *trees):
+def where_given(tree, f, params, *trees):
     """f on the params where the tree is not None, the params as they are elsewhere."""
     return jax.tree.map(lambda x, w, *rest: w if x is None else f(w, *rest), tree, params, *trees, is_leaf=is_none)
 
@@ -370,11 +254,13 @@ def _nearest(w, q, share):
     return (~rest | (rank < count)).reshape(w.shape)
 
 
-def _zero():
+def zero() -> jax.Array:
+    """The first step."""
     return jnp.zeros((), jnp.int32)
 
 
-def _require_count(name: str, value: Any) -> None:
+def require_count(name: str, value: Any) -> None:
+    """Raises unless the argument is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:

@@ -3,15 +3,12 @@
     size = write("network.rvsm", params)       # size.file is the file's; size.weights counts the weights' bits alone
     params = read("network.rvsm")
 
-A leaf is stored as it is, or as the places and the values of what is not zero, whichever is smaller. Places are gaps
-of one byte, or a bit mask; values are indices into a codebook of the leaf's distinct values, or themselves. Each of
-these streams goes through the standard library's deflate or LZMA, whichever makes it smallest, and the leaf is read by
-rows or by columns. The file is self-contained, has a checksum, and no code in it.
+A leaf is stored as it is, or as the places and the values of what is not zero, whichever is smaller (`coding`). The
+file is self-contained, has a checksum, and no code in it.
 """
 
 import errno
 import json
-import lzma
 import math
 import os
 import pathlib
@@ -24,12 +21,10 @@ import chex
 import jax
 import numpy as np
 
+from rvsm_jax import coding
 from rvsm_jax.proximal import Where, kernels
 
 MAGIC = b"rvsm\x01"  # the last byte is the format's version
-LZMA = [{"id": lzma.FILTER_LZMA1, "lc": 0, "lp": 0, "pb": 0, "dict_size": 1 << 20}]
-CODEBOOK = 256  # at most so many values, an index in a byte
-SKIP = 255  # a gap byte that moves on by as many places and stores nothing
 
 
 class FormatError(ValueError):
@@ -146,7 +141,7 @@ def encode(params: chex.ArrayTree) -> bytes:
     """
     header, streams = [], list[bytes]()
     for keys, x in _arrays(params):
-        plan, found = min((_leaf(x, by_column) for by_column in (False, True)), key=_cost)
+        plan, found = coding.encoded(x)
         header.append([keys, x.dtype.name, list(x.shape), *plan, [[kind, len(s)] for kind, s in found]])
         streams += [s for _, s in found]
     head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
@@ -185,9 +180,9 @@ def decode(content: bytes, like: chex.ArrayTree | None = None) -> Any:
     for keys, dtype, shape, by_column, places, book, streams in json.loads(zlib.decompress(body[4:end])):
         parts = []
         for kind, length in streams:
-            parts.append(_unpacked(kind, body[end : end + length]))
+            parts.append((kind, body[end : end + length]))
             end += length
-        leaves.append((keys, _restored(np.dtype(dtype), shape, by_column, places, book, parts)))
+        leaves.append((keys, coding.decoded((by_column, places, book), parts, np.dtype(dtype), shape)))
     return _nested(leaves) if like is None else _filled(leaves, like)
 
 
@@ -218,10 +213,6 @@ def weight_bytes(params: chex.ArrayTree, *, where: Where = kernels) -> float:
     return bits / 8
 
 
-Plan = tuple[bool, str, int]  # by column; how places are stored: "all", "gaps" or "mask"; the codebook's length or -1
-Streams = list[tuple[int, bytes]]
-
-
 def _arrays(params: chex.ArrayTree) -> list[tuple[list[str], np.ndarray]]:
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -232,89 +223,6 @@ def _arrays(params: chex.ArrayTree) -> list[tuple[list[str], np.ndarray]]:
             raise TypeError(f"a network is stored as arrays of numbers, {'/'.join(keys)!r} is {type(leaf).__name__}")
         found.append((keys, x))
     return found
-
-
-def _leaf(x: np.ndarray, by_column: bool) -> tuple[Plan, Streams]:
-    """The smaller of a leaf as it is and of its places and values."""
-    bits = np.ascontiguousarray(x.T if by_column else x).reshape(-1).view(f"<u{x.itemsize}")
-    dense = _values(bits)
-    places = np.flatnonzero(bits)
-    mask, gaps = _packed(np.packbits(bits != 0).tobytes()), _packed(_gaps(places))
-    name, packed = ("gaps", gaps) if len(gaps[1]) <= len(mask[1]) else ("mask", mask)
-    book, streams = _values(bits[places])
-    sparse: tuple[Plan, Streams] = (by_column, name, book), [packed, *streams]
-    return min(((by_column, "all", dense[0]), dense[1]), sparse, key=_cost)
-
-
-def _cost(stored: tuple[Plan, Streams]) -> int:
-    return sum(len(stream) + 8 for _, stream in stored[1])  # about what the header takes for each
-
-
-def _values(bits: np.ndarray) -> tuple[int, Streams]:
-    """The smaller of the values themselves and of indices into their codebook."""
-    plain = [_packed(_planes(bits))]
-    distinct, index = np.unique(bits, return_inverse=True)
-    if distinct.size > CODEBOOK:
-        return -1, plain
-    coded = [_packed(_planes(distinct)), _packed(index.astype(np.uint8).tobytes())]
-    if sum(len(s) + 8 for _, s in coded) < len(plain[0][1]) + 8:
-        return int(distinct.size), coded
-    return -1, plain
-
-
-def _planes(bits: np.ndarray) -> bytes:
-    """The bytes of numbers, all first bytes, then all second ones: exponents are alike, fractions are not."""
-    return bits.view(np.uint8).reshape(-1, bits.itemsize).T.tobytes()
-
-
-def _gaps(places: np.ndarray) -> bytes:
-    """Distances between places as bytes 0..254 for 1..255; more than that after bytes that skip 255 places."""
-    steps = np.diff(places, prepend=-1) - 1
-    skips, rest = np.divmod(steps, SKIP)
-    content = np.full(int(skips.sum()) + steps.size, SKIP, np.uint8)
-    content[np.cumsum(skips + 1) - 1] = rest
-    return content.tobytes()
-
-
-def _packed(content: bytes) -> tuple[int, bytes]:
-    """The shortest of: as it is (0), deflate with and without matches (1), LZMA (2)."""
-    found = [(0, content)]
-    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
-        deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
-        found.append((1, deflate.compress(content) + deflate.flush()))
-    found.append((2, lzma.compress(content, lzma.FORMAT_RAW, filters=LZMA)))
-    return min(found, key=lambda stream: len(stream[1]))
-
-
-def _unpacked(kind: int, stream: bytes) -> bytes:
-    if kind == 0:
-        return stream
-    return zlib.decompress(stream, -15) if kind == 1 else lzma.decompress(stream, lzma.FORMAT_RAW, filters=LZMA)
-
-
-def _restored(dtype, shape, by_column, places, book, parts) -> np.ndarray:
-    size = math.prod(shape)
-    bits = np.zeros(size, f"<u{dtype.itemsize}")
-    parts = list(parts)
-    at: Any = slice(None)
-    if places != "all":
-        content = np.frombuffer(parts.pop(0), np.uint8)
-        if places == "mask":
-            at = np.unpackbits(content, count=size).astype(bool)
-        else:
-            steps = np.where(content == SKIP, SKIP, content.astype(np.int64) + 1)
-            at = np.cumsum(steps)[content != SKIP] - 1
-    values = [np.frombuffer(part, np.uint8) for part in parts]
-    if book >= 0:
-        bits[at] = _numbers(values[0], dtype.itemsize)[values[1]]
-    else:
-        bits[at] = _numbers(values[0], dtype.itemsize)
-    x = bits.view(dtype)
-    return np.ascontiguousarray(x.reshape(shape[::-1]).T) if by_column else x.reshape(shape)
-
-
-def _numbers(planes: np.ndarray, itemsize: int) -> np.ndarray:
-    return np.ascontiguousarray(planes.reshape(itemsize, -1).T).reshape(-1).view(f"<u{itemsize}")
 
 
 def _nested(leaves: Sequence[tuple[list[str], np.ndarray]]) -> Any:
