@@ -25,10 +25,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 import rvsm_jax
-from experiments import stages
+from experiments import common, stages
 from experiments.sparse import DENSE, percent
 from experiments.stages import Row
 from rvsm_jax import models, shrinking, train
@@ -228,4 +227,4 @@ def _kernels(params: Any) -> dict[str, jax.Array]:
 
 if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", "runs/compiled")
-    main(tyro.cli(DepthOptions, description=__doc__))
+    common.run(main, DepthOptions, __doc__)
