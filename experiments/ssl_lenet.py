@@ -8,7 +8,8 @@ Published (Wen et al. 2016, LeNet): from 20 and 50 filters, 5 and 19 at an error
 SGD at 0.01, momentum 0.9, no weight decay, the rate divided by 10 after 6,000 and 8,000 of 10,000 steps, coefficient
 0.005 for each kind of groups, subgradients, weights below 1e-4 put to zero. Batches of 64 are ours, as are a dense
 training as long in front of it and two epochs of retraining behind it. Ours, one seed: from an error of 0.84 %, 3 and
-41 filters at 0.98 % by filters and channels, 2 and 44 at 1.29 % by filters and shapes. Caffe's LeNet, without ReLUs behind its poolings; images are not shifted.
+41 filters at 0.98 % by filters and channels, 2 and 44 at 1.29 % by filters and shapes. Caffe's LeNet, without ReLUs
+behind its poolings; images are not shifted.
 """
 
 import dataclasses
