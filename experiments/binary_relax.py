@@ -11,8 +11,9 @@ BinaryConnect; the rate is divided by ten after 40 and 70 % of it. The published
 others fewer, in the same proportions. VGG-11's convolutions are quantised, and all kernels of LeNet-5. *Float, as long*
 is the float network after the same second training without quantisation. Files hold biases and BatchNorm in float.
 
-Ours, LeNet-5 on MNIST after ten epochs in all: float 99.46, 4 bit 99.36, ternary 99.42, binary 99.37 %, and 27.8x fewer
-bytes in binary; one seed of the three, the float networks two. VGG-11 has not been run.
+LENET
+VGG-11 at an eighth of its width, one seed: float as long 66.71, 4 bit 65.57, ternary 60.99, binary 51.29 %. The
+published protocol has not been run.
 """
 
 import dataclasses

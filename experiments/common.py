@@ -57,8 +57,8 @@ def keep_freed_memory() -> bool:
     """Has the C library keep what is freed for the next call; before JAX is first used. Elsewhere than glibc: nothing.
 
     XLA's CPU backend allocates the temporary arrays of a step anew each time. Beyond 32 MiB glibc hands them back to
-    the system after every step, which gives the next one empty pages, one fault for each 4 KiB: without that a
-    ResNet-20's training step at batch 128 takes a fifth less processor time.
+    the system after every step, which gives the next one empty pages, one fault for each 4 KiB. It holds for all
+    libraries of the process, for PyTorch in comparisons as well.
 
     Returns:
       Whether it did.

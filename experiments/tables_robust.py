@@ -27,7 +27,7 @@ def robust_reduced(results: Results) -> str:
         "FGSM",
         "IFGSM20",
         "C&W",
-        "AutoAttack",
+        f"AutoAttack, {results['options']['autoattack']} images",
         "zeros %",
         "channels %",
         "multiply-adds %",

@@ -33,12 +33,17 @@ def encoded(x: np.ndarray) -> tuple[Plan, Streams]:
     Returns:
       How it is stored, and its streams: each a number that says how it was packed, and its bytes.
 
+    Raises:
+      TypeError: if an entry has not 1, 2, 4 or 8 bytes.
+
     >>> plan, streams = encoded(np.eye(100, dtype=np.float32))
     >>> plan, sum(len(packed) for _, packed in streams) < 100
     ((False, 'gaps', -1), True)
     >>> bool((decoded(plan, streams, np.dtype(np.float32), (100, 100)) == np.eye(100)).all())
     True
     """
+    if x.itemsize not in (1, 2, 4, 8):
+        raise TypeError(f"entries must have 1, 2, 4 or 8 bytes, those of {x.dtype.name} have {x.itemsize}")
     return min((_one_way(x, by_column) for by_column in (False, True)), key=_cost)
 
 

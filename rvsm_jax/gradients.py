@@ -1,7 +1,9 @@
-"""Penalties by their gradients: added to the gradient of the objective, in front of the optimiser.
+"""Penalties by their gradients, which join the gradient of the objective.
 
-optax.chain(reweighted_penalty(groups, lam, every=n), optimizer)  # the groups' weights, renewed every n steps
-optax.chain(penalty_gradient(value, strength), optimizer)         # any differentiable function of the weights
+    optax.chain(reweighted_penalty(groups, lam, every=n), optimizer)  # the groups' weights, renewed every n steps
+    optax.chain(penalty_gradient(value, strength), optimizer)         # any differentiable function of the weights
+
+That of norms of groups, without a memory, is `group_penalty`.
 """
 
 from collections.abc import Callable

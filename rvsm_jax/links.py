@@ -8,6 +8,7 @@ A prox may be any function ``(params, strength) -> params``; these links act on 
 as they are.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -218,7 +219,7 @@ def partial_projection(prox: Prox, share: float) -> optax.GradientTransformation
     return optax.GradientTransformation(init, update)
 
 
-def when(due, f, *state):
+def when(due: jax.Array | bool, f: Callable[..., tuple[Any, ...]], *state: Any) -> tuple[Any, ...]:
     """f(*state) if due, else the state; decided at once outside of ``jit``, where a cond is compiled in every call."""
     if isinstance(due, jax.core.Tracer):
         return jax.lax.cond(due, f, lambda *same: same, *state)
@@ -235,7 +236,7 @@ def _each_of(tree, f, *trees):
     return jax.tree.map(lambda x, *rest: None if x is None else f(x, *rest), tree, *trees, is_leaf=is_none)
 
 
-def where_given(tree, f, params, *trees):
+def where_given(tree: Any, f: Callable[..., Any], params: Any, *trees: Any) -> Any:
     """f on the params where the tree is not None, the params as they are elsewhere."""
     return jax.tree.map(lambda x, w, *rest: w if x is None else f(w, *rest), tree, params, *trees, is_leaf=is_none)
 

@@ -60,7 +60,7 @@ def write(path: str | os.PathLike[str], params: chex.ArrayTree, *, where: Where 
       The sizes.
 
     Raises:
-      TypeError: if a leaf is not an array of numbers.
+      TypeError: if a leaf is not an array of numbers of at most eight bytes.
       OSError: if the file cannot be written.
 
     Example:
@@ -131,7 +131,7 @@ def encode(params: chex.ArrayTree) -> bytes:
       The file's content.
 
     Raises:
-      TypeError: if a leaf is not an array of numbers.
+      TypeError: if a leaf is not an array of numbers of at most eight bytes.
 
     Example:
       >>> import jax.numpy as jnp

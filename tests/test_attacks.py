@@ -277,15 +277,35 @@ def test_projection_onto_a_hyperplane_in_the_box_is_the_nearest_point(norm):
 
 
 @NORMS
-def test_projection_onto_a_hyperplane_arrives_however_many_pixels_meet_the_box(norm):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_projection_onto_a_hyperplane_arrives_however_many_pixels_meet_the_box(norm, dtype):
     x, w = (RNG.uniform(size=(5, 784)) > 0.6).astype(float), RNG.normal(size=(5, 784)) ** 3  # few pixels matter
-    reach = np.where(w > 0, 1 - x, -x) * w
-    for share in (0.01, 0.5, 0.9, 0.999):
-        value = -share * reach.sum(1)
-        found = to_hyperplane(norm, *(jnp.asarray(v, jnp.float32) for v in (x, w, value)))
-        np.testing.assert_allclose((w * (np.asarray(found, np.float64) - x)).sum(1), -value, rtol=1e-5)
-    beyond = to_hyperplane(norm, *(jnp.asarray(v, jnp.float32) for v in (x, w, -2 * reach.sum(1))))
-    np.testing.assert_array_equal(beyond, w > 0)  # the box's nearest corner
+    x, w = (np.asarray(jnp.asarray(v, dtype), float) for v in (x, np.where(RNG.uniform(size=w.shape) < 0.1, 0, w)))
+    rounding = float(jnp.finfo(dtype).eps) * np.abs(w).sum(1).max()  # of the pixels, which are between 0 and 1
+    for sign in (1, -1):
+        reach = np.where(sign * w > 0, 1 - x, -x) * w
+        for share in (1e-6, 0.01, 0.5, 0.9, 0.999):
+            value = -share * reach.sum(1)
+            found = to_hyperplane(norm, *(jnp.asarray(v, dtype) for v in (x, w)), jnp.asarray(value, jnp.float32))
+            assert found.dtype == dtype
+            np.testing.assert_allclose((w * (np.asarray(found, float) - x)).sum(1), -value, rtol=1e-5, atol=rounding)
+        beyond = to_hyperplane(norm, *(jnp.asarray(v, dtype) for v in (x, w)), jnp.asarray(-2 * reach.sum(1), dtype))
+        np.testing.assert_array_equal(beyond, np.where(w == 0, x, sign * w > 0))  # the box's nearest corner
+
+
+@NORMS
+def test_projection_onto_a_hyperplane_of_each_image_alone(norm):
+    x = jnp.array([[0.5, 0.5, 0.5], [0.1, 0.2, 0.3], [0.5, 0.25, 0.75], [0.5, 0.5, 0.5], [0.2, 0.9, 0.4]])
+    w = jnp.array([[1, 0, 2e-19], [0, 0, 0], [1, -1, 2], [jnp.nan, 1, 1], [1e-30, 3e-30, -2e-30]])
+    value = jnp.array([100.0, 1.0, 0.0, 1.0, -1e-30])
+    found = np.asarray(to_hyperplane(norm, x, w, value))
+    for i in range(5):
+        np.testing.assert_array_equal(to_hyperplane(norm, x[i : i + 1], w[i : i + 1], value[i : i + 1])[0], found[i])
+    np.testing.assert_array_equal(found[0], [0, 0.5, 0])  # out of reach: as far as there is a slope
+    np.testing.assert_array_equal(found[1:3], x[1:3])  # no slope, nowhere to go
+    np.testing.assert_allclose((found[4] - x[4]) @ (w[4] * 1e30), 1, rtol=1e-5)
+    under_vmap = jax.vmap(lambda x, w, v: to_hyperplane(norm, x[None], w[None], v[None])[0])(x, w, value)
+    np.testing.assert_allclose(under_vmap, found, rtol=1e-6)
 
 
 @NORMS

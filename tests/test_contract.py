@@ -63,7 +63,7 @@ STRENGTHS = {
     "ssl": (ssl, {"filters": 0.1, "shapes": 0.2}),
     "admm_nn prune": (lambda rho: admm_nn(rho).prune, {"rho": 0.1}),
     "admm_nn quantise": (lambda rho: admm_nn(rho).quantise, {"rho": 0.1}),
-    "binary_relax": (lambda eta: rvsm_jax.binary_relax(SGD(), rvsm_jax.ternary(), eta, 2), {"eta": 0.5}),
+    "binary_relax": (lambda eta: rvsm_jax.binary_relax(SGD(), rvsm_jax.ternary(), eta, 4), {"eta": 0.5}),
     "bcr": (lambda rho: rvsm_jax.bcr(SGD(), 2, 3, 0.5, 0.5, rho, 2), {"rho": 0.1}),
     "bcr_reweighted": (lambda lam: rvsm_jax.bcr_reweighted(SGD(), 2, 3, lam, 2), {"lam": 0.1}),
     "svd_training": (
@@ -174,11 +174,14 @@ def test_inside_optax_wrappers(name):
 @recipes
 def test_multi_steps_averages_gradients(name):
     tx, params = optax.MultiSteps(method(name).tx, every_k_schedule=2), start(name, TREES["dict"]())
-    update, state, grads = jax.jit(tx.update), tx.init(params), gradients(params)
-    first, state = update(jax.tree.map(lambda g: 0.5 * g, grads), state, params)
-    assert not any(np.asarray(u).any() for u in jax.tree.leaves(first))
-    second, _ = update(jax.tree.map(lambda g: 1.5 * g, grads), state, params)
-    assert_close(optax.apply_updates(params, second), steps(name, params, count=1))
+    update, state, moved = jax.jit(tx.update), tx.init(params), params
+    for _ in range(3):
+        grads = gradients(moved)
+        first, state = update(jax.tree.map(lambda g: 0.5 * g, grads), state, moved)
+        assert not any(np.asarray(u).any() for u in jax.tree.leaves(first))
+        second, state = update(jax.tree.map(lambda g: 1.5 * g, grads), state, moved)
+        moved = optax.apply_updates(moved, second)
+    assert_close(moved, steps(name, params))
 
 
 @recipes
@@ -186,9 +189,9 @@ def test_vmap_over_networks(name):
     tx, params = method(name).tx, start(name, TREES["dict"]())
     scaled = [jax.tree.map(lambda x, s=scale: s * x, params) for scale in (1, 2, -1)]
     many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *scaled)
-    got = jax.jit(jax.vmap(lambda params: one_step(tx, params, tx.init(params))[0]))(many)
+    got, _ = run(optax.GradientTransformation(jax.vmap(tx.init), jax.jit(jax.vmap(tx.update))), many, steps=3)
     for i, alone in enumerate(scaled):
-        assert_close(jax.tree.map(lambda x, i=i: x[i], got), steps(name, alone, count=1))
+        assert_close(jax.tree.map(lambda x, i=i: x[i], got), steps(name, alone))
 
 
 @recipes
@@ -231,13 +234,15 @@ def test_nan_gradients_are_not_hidden(name):
 
 @pytest.mark.parametrize("name", STRENGTHS)
 def test_every_strength_may_be_a_schedule_and_can_be_injected(name):
-    """Numbers, schedules that stay at them, and numbers as a state's hyper-parameters do the same."""
+    """Numbers and numbers as a state's hyper-parameters do the same, and so do schedules, read at each step."""
     make, strengths = STRENGTHS[name]
     params = start(name, TREES["dict"]())
-    constant = {key: lambda step, value=value: value + 0.0 * step for key, value in strengths.items()}
     plain, _ = run(make(**strengths).tx, params, steps=3, wrap=jax.jit)
-    scheduled, _ = run(make(**constant).tx, params, steps=3, wrap=jax.jit)
     injectable = optax.inject_hyperparams(functools.wraps(make)(lambda **strengths: make(**strengths).tx))
     injected, _ = run(injectable(**strengths), params, steps=3, wrap=jax.jit)
-    assert_close(scheduled, plain)
     assert_close(injected, plain)
+    ramps = {key: lambda step, value=value: value * (1 + 0.5 * step) for key, value in strengths.items()}
+    scheduled, _ = run(make(**ramps).tx, params, steps=3, wrap=jax.jit)
+    ramped, _ = run(injectable(**ramps), params, steps=3, wrap=jax.jit)
+    assert_close(scheduled, ramped)
+    assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (scheduled, plain)), strict=True))

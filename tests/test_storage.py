@@ -138,6 +138,8 @@ def test_arrays_of_another_network_are_refused(tmp_path):
         storage.read(tmp_path / "net", like={"a": np.zeros((2, 3), np.float32), "b": np.zeros(1)})
     with pytest.raises(TypeError, match="stored as arrays of numbers, 'a' is str"):
         storage.encode({"a": "text"})
+    with pytest.raises(TypeError, match="1, 2, 4 or 8 bytes, those of complex128 have 16"):
+        storage.encode({"a": np.ones(3, complex)})
     with pytest.raises(TypeError, match="stored as arrays of numbers, 'key' is"):
         storage.encode({"key": jax.random.key(0)})
 

@@ -9,6 +9,7 @@
 Shapes: B images ``[B, H, W, C]`` in [0, 1], labels ``[B]``, logits z ``[B, K]``.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from rvsm_jax.attacks.losses import margin, targeted_margin
 
 OVERSHOOT, BIAS, BACKWARDS = 1.05, 0.1, 0.9
 SECANTS, SHORT = 3, 0.98  # the last 2 % to the boundary are left away: on it the network is not yet wrong
-NEWTON = 32  # steps at most; a handful is usual
+NEWTON = 32
 EXACT = 16  # what may be missing of the way to a hyperplane, in units of rounding
 
 
@@ -105,8 +106,9 @@ def to_hyperplane(norm: Geometry, points: jax.Array, gradient: jax.Array, value:
     """``argmin |z - x|`` over z in [0, 1] with ``value + <gradient, z - x> = 0``, or the box's nearest to it.
 
     z = clip(x + t s) for the steepest direction s of the norm: what one pixel cannot give the others have to. What they
-    give together is a concave function of t, of straight pieces with a bend wherever a pixel meets the box, so Newton's
-    method from below neither overshoots nor goes on for long: it ends on the piece that crosses the hyperplane.
+    give together is concave in t, straight between bends where a pixel meets the box, so Newton's method from below
+    does not overshoot, and ends on the piece that crosses the hyperplane, if that takes no more than 32 steps. It stops
+    where rounding is all that is missing. Computed in float32 at least; without a reverse-mode derivative.
 
     Args:
       norm: of the distance.
@@ -121,31 +123,39 @@ def to_hyperplane(norm: Geometry, points: jax.Array, gradient: jax.Array, value:
     >>> print(to_hyperplane(l_inf, x, w, jnp.array([0.5])).round(3))
     [[0.  0.1]]
     """
-    down = -jnp.sign(value)
-    direction = per_image(down, points) * norm.steepest(gradient)
-    wanted, slope = jnp.abs(value).astype(points.dtype), norm.dual(gradient)
-    least = jnp.where(slope > 0, wanted / jnp.where(slope > 0, slope, 1), 0)
+    dtype = points.dtype if jnp.finfo(points.dtype).bits >= 32 else jnp.float32
+    x, direction = points.astype(dtype), norm.steepest(gradient).astype(dtype)
+    direction = per_image(-jnp.sign(value), x) * direction
+    pull, size, room = jnp.abs(gradient).astype(dtype), jnp.abs(direction), jnp.where(direction > 0, 1 - x, x)
+    unit = _over_pixels(jnp.max, pull)
+    unit = jnp.where(unit > 0, unit, 1)
+    pull, wanted = pull / per_image(unit, pull), jnp.abs(value).astype(dtype) / unit
+    bends = jnp.where(size > 0, room / jnp.where(size > 0, size, 1), 0) * (1 + 4 * jnp.finfo(dtype).eps)
+    last = jnp.minimum(_over_pixels(jnp.max, bends), jnp.finfo(dtype).max)  # beyond it nothing moves
 
-    def gained(t):
-        """What is gained at t, and its derivative."""
-        free = points + per_image(t, points) * direction
-        inside = (free >= 0) & (free <= 1)
-        parts = gradient * (clip(free) - points), jnp.where(inside, gradient * direction, 0)
-        return tuple(down * part.reshape(len(part), -1).sum(1) for part in parts)
-
-    def going(state):
-        k, _, missing, rise = state
-        return (k < NEWTON) & jnp.any((missing > EXACT * jnp.finfo(points.dtype).eps * wanted) & (rise > 0))
+    def at(t):
+        """How much is missing at t, and how fast that falls."""
+        moved = per_image(t, x) * size
+        gain, rise = pull * jnp.minimum(moved, room), jnp.where(moved < room, pull * size, 0)
+        return wanted - _over_pixels(jnp.sum, gain), _over_pixels(jnp.sum, rise)
 
     def newton(state):
-        k, t, missing, rise = state
-        t = t + jnp.where(rise > 0, jnp.maximum(missing, 0) / jnp.where(rise > 0, rise, 1), 0)
-        gain, rise = gained(t)
-        return k + 1, t, wanted - gain, rise
+        k, t, _, missing, rise = state
+        active = (missing > EXACT * jnp.finfo(dtype).eps * wanted) & (rise > 0)
+        further = jnp.minimum(t + missing / jnp.where(rise > 0, rise, 1), last)
+        moving = active & (further > t)
+        t = jnp.where(moving, further, t)
+        return k + 1, t, moving, *at(t)
 
-    gain, rise = gained(least)
-    t = jax.lax.while_loop(going, newton, (0, least, wanted - gain, rise))[1]
-    return clip(points + per_image(t, points) * direction)
+    start = jnp.zeros_like(wanted)
+    state = 0, start, wanted > 0, *at(start)
+    t = jax.lax.while_loop(lambda state: (state[0] < NEWTON) & state[2].any(), newton, state)[1]
+    moved = jnp.minimum(per_image(t, x) * size, room)
+    return clip(x + jnp.sign(direction) * moved).astype(points.dtype)
+
+
+def _over_pixels(reduce: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
+    return reduce(images.reshape(len(images), -1), 1)
 
 
 def _init(options: _Options, model: Model, inputs: dict[str, Any]) -> _State:
