@@ -9,10 +9,10 @@ with quartiles. AutoAttack, ours and theirs, is timed as often as ``auto_rounds`
 
 Result (two cores of an AMD EPYC): PGD-20 costs 1.01 to 1.05 times 20 gradients of the same network. Ensembles of n cost
 1.1 to 1.2 times the logits of n plain networks, for the noise that these do not have, 1.01 to 1.07 times their
-gradients by images and 1.02 to 1.04 times those by weights; of n noisy networks 0.87 to 0.98 times. On LeNet-5 PGD
-takes 0.54 to 0.58 times as long as foolbox and torchattacks, C&W 0.60 to 0.62 and DeepFool 0.70 times, on ResNet-20 PGD
-1.06 to 1.13 times. AutoAttack takes 2.9 times its own passes and 2.1 times torchattacks, with the same robust accuracy,
-in the one run timed. Results: experiments/results/bench_attacks.json.
+gradients by images and 1.04 times those by weights; of n noisy networks 0.85 to 0.97 times. On LeNet-5 PGD and C&W take
+0.57 to 0.62 times as long as foolbox and torchattacks, DeepFool 0.67 times; on ResNet-20 PGD 1.1 to 1.2 times.
+AutoAttack takes 2.3 times its own passes, of which padding to 32 images is a part, and 1.7 times torchattacks, with the
+same robust accuracy, in the one run timed. Results: experiments/results/bench_attacks.json.
 """
 
 import dataclasses

@@ -12,9 +12,9 @@ own, and ``call_ms`` is what a call that does nothing takes. Break-even (Ren et 
 share of zeros from which on the compressed layer is not slower.
 
 Found on two cores: single zeros break even at 90 to 99 %, blocks with rows and columns gone at 90 to 99 %, with columns
-alone at 50 to 90 %; whole columns at 50 to 90 %, filters, factors and smaller layers at 50 to 75 %. With 90 % gone the
-convolution takes at batch 64 1.19 of the dense time as single zeros, 0.49 as block columns, 0.21 as factors and 0.17 as
-a smaller layer.
+alone at 50 to 90 %; whole columns, filters, factors and smaller layers at 50 to 75 %. With 90 % gone the convolution
+takes at batch 64 1.20 of the dense time as single zeros, 0.50 as block columns, 0.22 as factors and 0.18 as a smaller
+layer.
 """
 
 import dataclasses

@@ -41,11 +41,13 @@ class Recorder:
         self._write("".join(map(_line, records)), fresh=True)
 
     def __enter__(self) -> "Recorder":
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # an older rich ends a disabled bar with an empty line, too
+            self._bar.stop()
 
     def add(self, record: Record) -> None:
         """Appends the record of an epoch."""
