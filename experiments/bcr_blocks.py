@@ -11,8 +11,9 @@ constraint by ADMM, projected, and what is left of it is trained again, on 20,00
 arXiv:2108.11033) chooses the smallest block that is as fast as larger ones; no table of accuracies was at hand.
 
 Ours, three seeds: dense 98.84 %, single weights 98.63, blocks from 4 x 4 to 16 x 16 from 98.53 to 98.39, falling with
-their size by no more than seeds differ, one block 98.12. At batch 64 the convolution takes 0.89 of XLA's time in blocks of 4 x 4, which is
-little less than the unpruned kernel's 0.98 in that layout, 0.65 in blocks of 16 x 16 and 0.25 as one block.
+their size by no more than seeds differ, one block 98.12. At batch 64 the convolution takes 0.89 of XLA's time in blocks
+of 4 x 4, which is little less than the unpruned kernel's 0.98 in that layout, 0.65 in blocks of 16 x 16 and 0.25 as one
+block.
 """
 
 import dataclasses

@@ -12,9 +12,8 @@ others fewer, in the same proportions. VGG-11's convolutions are quantised, and 
 is the float network after the same second training without quantisation. Files hold biases and BatchNorm in float.
 
 Ours, LeNet-5 on MNIST after ten epochs in all, three seeds: float as long 99.49, 4 bit 99.41, ternary 99.41, binary
-99.37 %, and 27.9x fewer bytes in binary.
-VGG-11 at an eighth of its width, one seed: float as long 66.71, 4 bit 65.57, ternary 60.99, binary 51.29 %. The
-published protocol has not been run.
+99.37 %, and 27.9x fewer bytes in binary. VGG-11 at an eighth of its width, one seed: float as long 66.71, 4 bit 65.57,
+ternary 60.99, binary 51.29 %. The published protocol has not been run.
 """
 
 import dataclasses
