@@ -229,7 +229,7 @@ def _fit(options, protocol: Protocol, row: Row, seed: int, network, training, va
     sgd = optax.sgd(rate, momentum=0.9, nesterov=True)
     if released:
         sgd = forgetting(optax.chain(optax.add_decayed_weights(protocol.weight_decay), sgd), steps)
-    method = row.chain(sgd, rate if released else None)
+    method = row.chain(sgd, rate if released else None, every=steps)
     eps = optax.linear_schedule(0.0, protocol.eps, grown) if protocol.growing else protocol.eps
     adversary = adversarial.pgd_training(eps=eps, steps=protocol.steps, training_mode=released)
     judge = adversarial.pgd_training(eps=protocol.eps, steps=protocol.steps)

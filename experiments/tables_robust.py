@@ -47,8 +47,6 @@ def robust(results: Results) -> str:
         cells = " / ".join(f"{value:.2f}" for value in row.published)
         mine = " / ".join(plus_minus(found[name]) for name in (*ATTACKS[:4], kind)) if found else "not run"
         rows.append((row.name, " ".join(map(str, row.tables)), cells, mine))
-    for kind, published in robust_rows.ADMM_ROWS.items():
-        rows.append((f"ResNet20, the authors' ADMM, {kind}", "4", " / ".join(f"{x:.2f}" for x in published), "not run"))
     head = ("natural / FGSM / IFGSM20 / C&W / sparsity, %", "table", "published", "ours")
     runs = f"{len(ours)} of {len(robust_rows.PUBLISHED)} rows in full"
     table = markdown(head, rows) + (provenance(results, runs) if ours else "")

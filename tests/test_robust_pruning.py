@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import common, ensemble_weights, robust_pruning, robust_rows
@@ -22,10 +23,26 @@ def standard_promotion():
 
 def test_rows_have_a_name_a_network_and_what_was_published():
     rows = robust_rows.PUBLISHED
-    assert len({row.name for row in rows}) == len(rows) == 18
+    assert len({row.name for row in rows}) == len(rows) == 20
     assert all(len(row.published) == 5 and row.net in robust_rows.NETS and row.tables for row in rows)
     counted = {t: sum(t in row.tables for row in rows) for t in (1, 2, 3, 4)}
-    assert counted == {1: 8, 2: 9, 3: 6, 4: 2}  # and two rows of ADMM in Table 4
+    assert counted == {1: 8, 2: 9, 3: 6, 4: 4}
+
+
+@pytest.mark.parametrize("name", ["ADMM", "ADMM-channels"])
+def test_admm_leaves_its_share_of_weights_or_channels(name):
+    (row,) = (row for row in robust_rows.PUBLISHED if row.method == name)
+    params = {"conv": {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 10, 4))}, "dense": {"kernel": jnp.ones(4)}}
+    method = row.chain(optax.sgd(0.1), None, every=3)
+    state = method.tx.init(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = method.tx.update(zeros, state, params)
+    u = method.sparse(params, 0)
+    pulled = jax.tree.map(lambda w, z: -0.1 * row.beta * (w - z), params, u)  # z is the projection, the dual still 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), updates, pulled)
+    found = sparsities(u)
+    share = found["zero_channels"] if row.structured else found["zeros"]
+    assert share == pytest.approx(100 * (1 - row.lam)) and u["dense"]["kernel"].all()
 
 
 @pytest.mark.parametrize(("net", "published"), [("ResNet38", 0.56e6), ("En2ResNet20", 0.54e6)])
