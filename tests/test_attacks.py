@@ -23,6 +23,12 @@ SHAPE = (3, 4, 2)
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers():
+    """Whatever ran before."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def flat(x):
     return x.reshape(x.shape[0], -1)
 
