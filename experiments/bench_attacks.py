@@ -122,48 +122,6 @@ def cost_of_ensemble(members: int, depth: int, batch: int, rounds: int) -> dict[
     return {"network": f"ResNet-{depth}", "members": members, "batch": batch, "ratio": ratios}
 
 
-def torch_twin(name: str, network: models.Network) -> Any:
-    """The same network with the same weights in PyTorch, in evaluation mode."""
-    import torch
-
-    from experiments import torch_networks
-
-    module: Any = torch_networks.NETWORKS[name]()
-    if name == "LeNet-5":
-        module = torch_networks.LeNet5Relu()
-    with torch.no_grad():
-        _copy(name, jax.tree.map(np.asarray, network.params), jax.tree.map(np.asarray, network.state), module)
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
-
-
-def _copy(name: str, params: Mapping[str, Any], state: Mapping[str, Any], module: Any) -> None:
-    import torch
-
-    for key, value in params.items():
-        if key.startswith("stage"):
-            stage, block = (int(k) - 1 for k in key.removeprefix("stage").split("_block"))
-            _copy(name, value, state[key], module.layers[3 * stage + block])
-            continue
-        part, arrays = getattr(module, key), dict(value)
-        if key.startswith("bn"):
-            part.running_mean.copy_(torch.tensor(state[key]["mean"]))
-            part.running_var.copy_(torch.tensor(state[key]["var"]))
-            arrays["kernel"] = arrays["scale"]
-        kernel = arrays["kernel"]
-        if kernel.ndim == 4:
-            kernel = kernel.transpose(3, 2, 0, 1)
-        elif kernel.ndim == 2:
-            if name == "LeNet-5" and key == "dense1":
-                kernel = kernel.reshape(4, 4, 50, 500).transpose(2, 0, 1, 3).reshape(800, 500)
-            kernel = kernel.T
-        part.weight.copy_(torch.tensor(kernel.copy()))
-        if "bias" in arrays:
-            part.bias.copy_(torch.tensor(arrays["bias"]))
-
-
 def library_calls(
     name: str, logits_fn: Any, module: Any, images: jax.Array, labels: jax.Array
 ) -> dict[str, dict[str, Callable[[], Any]]]:
@@ -306,12 +264,14 @@ def main(options: Options) -> None:
     rows: list[dict[str, Any]] = []
     auto: dict[str, Any] = {}
     if torch_available():
+        from experiments import torch_networks
+
         for name, (net, a, b) in cases.items():
-            calls = library_calls(name, logits_of(net), torch_twin(name, net), a, b)
+            calls = library_calls(name, logits_of(net), torch_networks.twin(name, net), a, b)
             calls = {k: v for k, v in calls.items() if name == "LeNet-5" or k.startswith("PGD")}
             rows += against_libraries(name, calls, len(a), rounds)
         n = min(batch, options.auto_images)
-        auto = cost_of_autoattack(logits_of(network), torch_twin("LeNet-5", network), x[:n], y[:n], options)
+        auto = cost_of_autoattack(logits_of(network), torch_networks.twin("LeNet-5", network), x[:n], y[:n], options)
     for line in [*rows, auto]:
         print(line)
     path = common.save(

@@ -28,9 +28,10 @@ import numpy as np
 
 import rvsm_jax
 from experiments import common
+from experiments.shrunk import evaluated, example, shrunk
 from experiments.sparse import DENSE, Arrays, Protocol, Setting, percent, run
 from experiments.timing import interleaved, ratio
-from rvsm_jax import data, models, shrinking, train
+from rvsm_jax import data, models, shrinking
 
 RVSM = "RVSM, single weights"
 BATCH = 64
@@ -184,17 +185,15 @@ def _run(case: Case, key: dict[str, Any], training: Arrays, few: Arrays, test: A
         network, setting, case.protocol, training, few, key["seed"],
         groups=None if single_weights else groups, progress=False,
     )  # fmt: skip
-    variables = {"params": result.sparse_params, "state": result.model_state}
-    _keep(path, variables)
-    small_fn, small, report = _shrunk(network, variables, training[0].shape)
-    forward = lambda variables, state, x, key, train: (small_fn(variables, x), state)  # noqa: E731
-    accuracy = 100 * train.evaluate(forward, small, {}, *test)["accuracy"]
+    _keep(path, {"params": result.sparse_params, "state": result.model_state})
+    small = shrunk(network, result.sparse_params, result.model_state, training[0].shape)
+    report = small.report
     channels = sum(family.size for family in groups.families)
     made = {leaf.path: leaf.after[-1] for leaf in report.leaves if leaf.after}
     left = sum(made[f"params/{family.writers[0]}"] for family in groups.families)
     return {
         "title": case.title,
-        "accuracy": accuracy,
+        "accuracy": small.accuracy(test),
         "accuracy_of_w": percent(result.history[-1], "w_accuracy"),
         "channels": channels,
         "channel_sparsity": 100 * (1 - left / channels),
@@ -206,22 +205,9 @@ def _run(case: Case, key: dict[str, Any], training: Arrays, few: Arrays, test: A
     }
 
 
-def _shrunk(network: models.Network, variables: Any, shape: tuple[int, ...]) -> tuple[Callable, Any, shrinking.Report]:
-    return rvsm_jax.shrink(_evaluated(network), variables, _example(shape), constants="fold")
-
-
 def _of_params(network: models.Network, shape: tuple[int, ...]) -> tuple[Callable, Any, jax.ShapeDtypeStruct]:
-    fn = _evaluated(network)
-    return lambda params, x: fn({"params": params, "state": network.state}, x), network.params, _example(shape)
-
-
-def _evaluated(network: models.Network) -> Callable:
-    """fn(variables, x) -> logits of the network in evaluation mode."""
-    return lambda v, x: network.forward(v["params"], v["state"], x, None, False)[0]
-
-
-def _example(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
+    fn = evaluated(network)
+    return lambda params, x: fn({"params": params, "state": network.state}, x), network.params, example(shape)
 
 
 def _timed(rows: list[dict[str, Any]], options: ChannelOptions, cases: Mapping[str, Case]) -> list[dict[str, Any]]:
@@ -246,7 +232,7 @@ def _calls(case: Case, rows: list[dict[str, Any]], options: ChannelOptions) -> d
         network = case.make(jax.random.key(row["seed"]))
         variables = _kept(_path(row, options), {"params": network.params, "state": network.state})
         shape = data.load(case.dataset, options.data_dir).train_images.shape
-        fn, small, _ = _shrunk(network, variables, shape)
+        fn, small, _ = shrunk(network, variables["params"], variables["state"], shape)
         x = jax.random.uniform(jax.random.key(0), (BATCH, *shape[1:]))
         calls[str(i)] = functools.partial(jax.jit(fn).lower(small, x).compile(), small, x)
     return calls

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import rvsm_jax
 from experiments import common
+from experiments.shrunk import shrunk
 from experiments.sparse import DENSE, Arrays
 from rvsm_jax import data, models, train
 
@@ -107,25 +107,23 @@ def _row(
 ) -> dict[str, Any]:
     """What is left of the convolutions, errors before and after retraining, and the shrunk network's work and error."""
 
-    def error(forward: train.Forward, params: Any) -> float:
-        return 100 * (1 - train.evaluate(forward, params, network.state, *test)["accuracy"])
+    def error(params: Any) -> float:
+        return 100 * (1 - train.evaluate(network.forward, params, network.state, *test)["accuracy"])
 
-    fn = lambda params, x: network.forward(params, network.state, x, None, False)[0]  # noqa: E731
-    example = jax.ShapeDtypeStruct((1, *test[0].shape[1:]), jnp.float32)
-    small_fn, small, report = rvsm_jax.shrink(fn, tuned, example, constants="fold")
-    work = {layer.name: layer.multiply_adds.share for layer in report.layers}
+    small = shrunk(network, tuned, network.state, test[0].shape)
+    work = {layer.name.removeprefix("params/"): layer.multiply_adds.share for layer in small.report.layers}
     row = {
         "name": name,
         "seed": seed,
-        "error": error(network.forward, sparse),
-        "retrained": error(network.forward, tuned),
-        "shrunk": error(lambda params, state, x, key, train: (small_fn(params, x), state), small),
+        "error": error(sparse),
+        "retrained": error(tuned),
+        "shrunk": 100 - small.accuracy(test),
         **{
             kind: [left(tuned[conv]["kernel"], kind) for conv in CONVOLUTIONS]
             for kind in ("filters", "channels", "shapes")
         },
         "zeros": 100 * rvsm_jax.sparsity(tuned, where=WHERE).fraction,
-        "multiply_adds": report.multiply_adds.share,
+        "multiply_adds": small.report.multiply_adds.share,
         "work": {name: share for name, share in work.items() if name.startswith(CONVOLUTIONS)},
         "seconds": seconds,
         "revision": common.revision(),

@@ -28,6 +28,7 @@ import optax
 
 import rvsm_jax
 from experiments import common, stages
+from experiments.shrunk import shrunk
 from experiments.sparse import DENSE, percent
 from experiments.stages import Row
 from rvsm_jax import models, shrinking, train
@@ -183,16 +184,13 @@ def removed(network: models.Network, test: Any) -> Row:
     Returns:
       ``shrunk``, the accuracy, ``layers``, ``multiply_adds``, and ``gone``, the convolutions that are not there.
     """
-    fn = lambda v, x: network.forward(v["params"], v["state"], x, None, False)[0]  # noqa: E731
-    variables = {"params": network.params, "state": network.state}
-    example = jax.ShapeDtypeStruct((1, *test[0].shape[1:]), jnp.float32)
-    small_fn, small, report = rvsm_jax.shrink(fn, variables, example, constants="fold")
-    evaluated = lambda v, state, x, key, train: (small_fn(v, x), state)  # noqa: E731
-    gone = [layer.name.removeprefix("params/") for layer in report.layers if not layer.multiply_adds.after]
+    small = shrunk(network, network.params, network.state, test[0].shape)
+    layers = small.report.layers
+    gone = [layer.name.removeprefix("params/") for layer in layers if not layer.multiply_adds.after]
     return {
-        "shrunk": 100 * train.evaluate(evaluated, small, {}, *test)["accuracy"],
-        "layers": layers_left(report),
-        "multiply_adds": report.multiply_adds.share,
+        "shrunk": small.accuracy(test),
+        "layers": layers_left(small.report),
+        "multiply_adds": small.report.multiply_adds.share,
         "gone": gone,
     }
 

@@ -1,11 +1,16 @@
 """The networks of `rvsm_jax.models` in PyTorch, for timing them side by side (needs the ``bench`` extra)."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from rvsm_jax.models import Network
 
 
 class LeNet5(nn.Module):
@@ -126,3 +131,42 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-18": lambda: ResNet(BasicBlock, (2, 2, 2, 2), 64),
     "VGG-11": vgg11,
 }
+
+
+def twin(name: str, network: Network) -> nn.Module:
+    """The same network with the same weights, in evaluation mode and to be left as it is.
+
+    Args:
+      name: "LeNet-5", with a relu behind each pooling, or "ResNet-20".
+      network: a network of `rvsm_jax.models`.
+
+    Returns:
+      The module.
+    """
+    module: Any = LeNet5Relu() if name == "LeNet-5" else NETWORKS[name]()
+    with torch.no_grad():
+        _copy(name, jax.tree.map(np.asarray, network.params), jax.tree.map(np.asarray, network.state), module)
+    return module.eval().requires_grad_(False)
+
+
+def _copy(name: str, params: Mapping[str, Any], state: Mapping[str, Any], module: Any) -> None:
+    for key, value in params.items():
+        if key.startswith("stage"):
+            stage, block = (int(k) - 1 for k in key.removeprefix("stage").split("_block"))
+            _copy(name, value, state[key], module.layers[3 * stage + block])
+            continue
+        part, arrays = getattr(module, key), dict(value)
+        if key.startswith("bn"):
+            part.running_mean.copy_(torch.tensor(state[key]["mean"]))
+            part.running_var.copy_(torch.tensor(state[key]["var"]))
+            arrays["kernel"] = arrays["scale"]
+        kernel = arrays["kernel"]
+        if kernel.ndim == 4:
+            kernel = kernel.transpose(3, 2, 0, 1)
+        elif kernel.ndim == 2:
+            if name == "LeNet-5" and key == "dense1":
+                kernel = kernel.reshape(4, 4, 50, 500).transpose(2, 0, 1, 3).reshape(800, 500)
+            kernel = kernel.T
+        part.weight.copy_(torch.tensor(kernel.copy()))
+        if "bias" in arrays:
+            part.bias.copy_(torch.tensor(arrays["bias"]))
