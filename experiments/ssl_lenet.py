@@ -146,7 +146,7 @@ def left(kernel: jax.Array, kind: str) -> int:
       The number.
 
     Example:
-      >>> kernel = jnp.zeros((5, 5, 2, 3)).at[0, 0, 1].set(1.0)
+      >>> kernel = jax.numpy.zeros((5, 5, 2, 3)).at[0, 0, 1].set(1.0)
       >>> left(kernel, "filters"), left(kernel, "channels"), left(kernel, "shapes")
       (3, 1, 1)
     """
