@@ -7,7 +7,7 @@ gradient is a matrix product for each row p of the kernel: with R the inputs of 
 
     dK[p] (l C, O) = R[:, p : p + H'] (B H' W', l C)^T @ g (B H' W', O),
 
-by which a training step of ResNet-18 at batch 128 takes 0.71 times as long.
+by which a training step of ResNet-18 at batch 128 takes 0.66 times as long (`experiments.bench_training`).
 
 Shapes: B images, H x W pixels, C input and O output channels, k x l kernel.
 """
