@@ -46,7 +46,16 @@ def weights(x: jax.Array) -> tuple[jax.Array, Rebuild]:
     def rebuild(z):
         return jnp.where(z == 0, 0, jnp.copysign(z.astype(x.dtype), x))
 
-    return jnp.where(x == 0, 0, jnp.abs(x)), rebuild  # the derivative of jnp.abs at 0 is 1
+    return _magnitude(x), rebuild
+
+
+@jax.custom_jvp
+def _magnitude(x):
+    """|x|, with derivative 0 at 0, where that of jnp.abs is 1."""
+    return jnp.abs(x)
+
+
+_magnitude.defjvps(lambda slope, _, x: slope * jnp.sign(x))
 
 
 @functools.cache

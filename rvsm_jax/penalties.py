@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from rvsm_jax.precision import at_least_float32
-from rvsm_jax.roots import cosine_of_two_thirds, newton, power, scaled
+from rvsm_jax.roots import newton, power, scaled, shrinkage
 
 Value = Callable[[jax.Array], jax.Array]
 Prox = Callable[[jax.Array, jax.Array | float], jax.Array]
@@ -125,10 +125,7 @@ def transformed_l1(a: float = 1.0) -> Penalty:
     def prox(m, t):
         continuous = t <= a**2 / (2 * (a + 1))
         threshold = jnp.where(continuous, t * (a + 1) / a, jnp.sqrt(2 * t * (a + 1)) - a / 2)
-        slope = a * (a + 1)
-        half = jnp.sqrt(jnp.maximum(1 - 27 / 4 * t * slope / (a + m) ** 3, 0))  # cos(phi / 2)
-        z = (a + m) * (1 + 2 * cosine_of_two_thirds(half)) / 3 - a
-        z = newton(z, m, t, lambda z: slope / (a + z) ** 2, lambda z: -2 * slope / (a + z) ** 3)
+        z = m - (a + m) * shrinkage(t * a * (a + 1) / (a + m) ** 3)
         return _keep_above(threshold, m, z)
 
     return widened(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)

@@ -5,11 +5,14 @@ import numpy as np
 from jax import lax
 from numpy.polynomial.chebyshev import Chebyshev, cheb2poly
 
-TWO_THIRDS = cheb2poly(Chebyshev.interpolate(lambda x: np.cos(2 / 3 * np.arccos(x)), 9, domain=[0, 1]).coef)[::-1]
+_EXCESS = Chebyshev.interpolate(lambda h: 9 / (1 + 2 * np.cos(2 / 3 * np.arccos(h))) ** 2, 9, domain=[0, 1])
+EXCESS = cheb2poly(_EXCESS.coef)[::-1]  # of e over k in `shrinkage`, in 2 h - 1, highest power first
 
 
 def newton(z, m, t, slope, curvature):
     """One Newton step on z - m + t rho'(z) = 0, whose derivatives in m and t are then those of the root itself.
+
+    As (z f' - f) / f', a single quotient: XLA keeps quotients in memory for a second reader and repeats the rest.
 
     Args:
       z: a nearby solution.
@@ -28,29 +31,36 @@ def newton(z, m, t, slope, curvature):
       0.5
     """
     z = lax.stop_gradient(z)
-    hessian = 1 + lax.stop_gradient(t) * curvature(z)
-    return z - (z - m + t * slope(z)) / lax.stop_gradient(jnp.maximum(hessian, 1e-3))
+    hessian = lax.stop_gradient(jnp.maximum(1 + t * curvature(z), 1e-3))
+    return (z * hessian - (z - m + t * slope(z))) / hessian
 
 
-def cosine_of_two_thirds(x):
-    """cos(2/3 arccos x), as a polynomial: an arc cosine costs ten times as much.
+def shrinkage(k):
+    """The e in [0, 1/3] with e (1 - e)^2 = k: 2/3 (1 - cos(2/3 arccos h)) with h = sqrt(1 - 27 k / 4).
+
+    A polynomial in h, to 1e-7 of e, and one Newton step: an arc cosine and a cosine cost ten times as much.
 
     Args:
-      x: from 0 to 1.
+      k: from 0 to 4/27, where the root is double; a larger one is taken as that.
 
     Returns:
-      The cosine, to 1e-9.
+      e, whose derivative is that of the root, bounded where the root is double.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from rvsm_jax.roots import cosine_of_two_thirds
-      >>> print(cosine_of_two_thirds(jnp.array([1.0])).round(6))
-      [1.]
+      >>> from rvsm_jax.roots import shrinkage
+      >>> [round(float(e), 4) for e in shrinkage(jnp.array([0.0, 0.128, 4 / 27]))]
+      [0.0, 0.2, 0.3333]
     """
-    value = jnp.zeros_like(x)
-    for coefficient in TWO_THIRDS.tolist():
-        value = value * (2 * x - 1) + coefficient
-    return value
+    k = jnp.minimum(k, 4 / 27)
+    known = lax.stop_gradient(k)
+    h = jnp.sqrt(jnp.maximum(1 - 27 / 4 * known, 0))
+    excess = jnp.zeros_like(h)
+    for coefficient in EXCESS.tolist():
+        excess = excess * (2 * h - 1) + coefficient
+    e = known * excess
+    slope = jnp.maximum((1 - e) * (1 - 3 * e), 1e-3)
+    return (e * slope - (e * (1 - e) ** 2 - k)) / slope
 
 
 def scaled(small, m, relative, root):

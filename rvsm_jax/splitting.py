@@ -276,9 +276,13 @@ def _pulled(d, w, u, scale):
 
 
 def plus(d, scale, x):
-    """d + scale x in the wider of their dtypes and at least float32, back in d's."""
+    """d + scale x in the wider of their dtypes and at least float32, back in d's.
+
+    As -(-d - scale x), the same number: XLA repeats a unary operation in every user, where it would keep a sum in
+    memory for a momentum that reads it twice, and with it this leaf's gradient until the backward pass is over.
+    """
     wide = at_least_float32(d.dtype, x.dtype)
-    return (d.astype(wide) + jnp.asarray(scale, wide) * x.astype(wide)).astype(d.dtype)
+    return -(-d.astype(wide) - jnp.asarray(scale, wide) * x.astype(wide)).astype(d.dtype)
 
 
 def require_params(link, params):

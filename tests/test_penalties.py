@@ -64,6 +64,20 @@ def test_prox_minimises_its_objective(name, m, t, a):
     assert value - best_on_grid(rho(name, a), m, t) <= 1e-8
 
 
+@pytest.mark.parametrize("a", [1e-6, 0.01, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-6)])
+def test_transformed_l1_is_the_published_closed_form(a, dtype, tolerance):
+    for t in (1e-3, 0.01, 1.0):
+        jump = t * (a + 1) / a if t <= a**2 / (2 * (a + 1)) else np.sqrt(2 * t * (a + 1)) - a / 2
+        m = jump * np.array([0.9, 1.001, 1.1, 2.0, 50.0])
+        phi = np.arccos(1 - 27 * t * a * (a + 1) / (2 * (a + m[1:]) ** 3))
+        z = 2 / 3 * (a + m[1:]) * np.cos(phi / 3) - 2 * a / 3 + m[1:] / 3
+        with jax.enable_x64(True):
+            got = np.asarray(rvsm_jax.transformed_l1(a).prox(jnp.asarray(m, dtype), t), np.float64)
+        assert got[0] == 0
+        np.testing.assert_allclose(got[1:], z, atol=tolerance * m[1], rtol=tolerance)
+
+
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_value_is_the_definition(name):
     m = np.array([0.0, 0.3, 1.1, 7.0])

@@ -54,6 +54,22 @@ def test_links_promote_nothing_silently(dtypes):
             assert {x.dtype.name for x in jax.tree.leaves(updates)} == {expected}
 
 
+@pytest.mark.parametrize(
+    ("penalty", "copies"), [("l0", 0), ("l1", 0), ("scad", 0), ("mcp", 0), ("transformed_l1", 1), ("half_norm", 1)]
+)
+def test_the_pull_in_front_of_nesterov_momentum_keeps_no_sum_in_memory(penalty, copies):
+    make = getattr(rvsm_jax, penalty)
+    tx = rvsm_jax.rvsm(SGD(), make(1.0) if penalty in ("scad", "mcp") else make(), 1e-4, 0.1, where=everything).tx
+    w = jnp.ones((200, 100))
+
+    def step(w, state, gradient):
+        updates, state = tx.update(gradient, state, w)
+        return optax.apply_updates(w, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(w, tx.init(w), w).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes == copies * w.nbytes
+
+
 LINKS = {
     "relaxed_splitting": lambda prox: rvsm_jax.relaxed_splitting(prox, 0.1, 1.0),
     "proximal_step": lambda prox: rvsm_jax.proximal_step(prox, 0.1),
