@@ -125,8 +125,9 @@ def transformed_l1(a: float = 1.0) -> Penalty:
     def prox(m, t):
         continuous = t <= a**2 / (2 * (a + 1))
         threshold = jnp.where(continuous, t * (a + 1) / a, jnp.sqrt(2 * t * (a + 1)) - a / 2)
-        z = m - (a + m) * shrinkage(t * a * (a + 1) / (a + m) ** 3)
-        return _keep_above(threshold, m, z)
+        r = 1 / (a + m)
+        k = (jnp.minimum(t, 1e30) * r) * (a * r) * ((a + 1) * r)  # neither it nor its derivative overflows
+        return _keep_above(threshold, m, m - (a + m) * shrinkage(k))
 
     return widened(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
 

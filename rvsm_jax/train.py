@@ -63,7 +63,7 @@ class FitResult(NamedTuple):
 
     Attributes:
       params: w, of the last epoch or of the best.
-      sparse_params: u = sparse(w); w itself if no ``sparse`` was given.
+      sparse_params: u = sparse(w); w itself if no ``sparse`` was given, or if w has been replaced by u.
       model_state: the model's state that belongs to them.
       history: a record of every epoch, see `fit`.
       state: where training ended, to go on from.
@@ -175,7 +175,8 @@ def fit(
             if store is not None:
                 store.save(int(run.state.step), run[:2], run[2:])
     step, w, kept = run.state[:3] if run.best is None else run.best[:3]
-    return FitResult(w, measure.sparse(w, step), kept, run.records, run.state, int(step))
+    u = w if replace_weights else measure.sparse(w, step)  # not twice: u is what was measured
+    return FitResult(w, u, kept, run.records, run.state, int(step))
 
 
 class _Best(NamedTuple):
@@ -227,6 +228,9 @@ def _end_epoch(run: _Run, measure: Measure, replace_weights: bool, seconds: floa
     state, best = run.state, run.best
     u, found = measure(state)
     if replace_weights:
+        if bad := nonfinite(u):
+            message = f"sparse(w) is not finite after {state.step} steps; first leaf: {bad[0]!r}"
+            raise NonFiniteLoss(message, int(state.step), bad[0], state, run.records)
         state = state._replace(params=_copy(u))
     ranked = ("u_robust_accuracy", "w_robust_accuracy", "u_accuracy", "w_accuracy")
     score = next((found[name] for name in ranked if name in found), 0.0)

@@ -126,6 +126,19 @@ def test_derivatives_in_magnitude_and_strength(name):
                 np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.parametrize(("a", "m", "t", "slope"), [(1, 2e19, 0.1, 1), (1, 2, np.inf, 0), (1, 2, 1e38, 0)])
+def test_derivative_of_transformed_l1_at_the_ends_of_single_precision(a, m, t, slope):
+    assert jax.grad(rvsm_jax.transformed_l1(a).prox)(jnp.float32(m), t) == slope
+
+
+@pytest.mark.parametrize("m", [1.3713e6, 1.828e6])
+def test_derivative_of_transformed_l1_in_large_units(m):
+    prox, h = rvsm_jax.transformed_l1(1e6).prox, 100.0
+    with jax.enable_x64(True):
+        slope = float(prox(jnp.float64(m + h), 1e6) - prox(jnp.float64(m - h), 1e6)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(prox)(jnp.float32(m), 1e6), slope, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", PENALTIES)
 def test_value_has_a_finite_gradient_at_zero(name):
     gradient = jax.grad(PENALTIES[name].value)(jnp.array([0.0, 0.5, 2.0]))

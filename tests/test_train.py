@@ -37,6 +37,25 @@ def test_weights_are_replaced_at_epochs_ends_only_if_asked():
     assert replaced.history[0]["distance"] == kept.history[0]["distance"] > 0
 
 
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_the_u_that_ships_is_the_one_that_was_measured(select):
+    """Also where sparse(u) is not u, as when a soft threshold has replaced w."""
+    _, validation = digits()
+    soft = lambda w, step: jax.tree.map(lambda x: jnp.sign(x) * jnp.maximum(jnp.abs(x) - 0.02, 0), w)  # noqa: E731
+    result = fit(epochs=2, sparse=soft, replace_weights=True, select=select)
+    found = train.evaluate(forward, result.sparse_params, {}, *validation)
+    last = result.history[-1]
+    np.testing.assert_allclose([last["u_loss"], last["u_accuracy"]], [found["loss"], found["accuracy"]], rtol=1e-6)
+
+
+def test_a_u_that_is_not_finite_does_not_replace_the_weights(tmp_path):
+    broken = lambda w, step: jax.tree.map(lambda x: jnp.where(step > 14, jnp.nan, x), w)  # noqa: E731
+    with pytest.raises(train.NonFiniteLoss, match="not finite after 28 steps; first leaf: 'layer0/bias'") as error:
+        fit(epochs=3, sparse=broken, replace_weights=True, checkpoint_dir=tmp_path)
+    assert error.value.step == 28 and not nonfinite(error.value.state.params)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000014"]
+
+
 def test_sparse_sees_the_number_of_steps():
     result = fit(epochs=2, sparse=lambda w, step: jax.tree.map(lambda x: jnp.where(step == 28, x, 0), w))
     assert result.history[0]["zeros"] == 1 and result.history[1]["zeros"] < 0.5
