@@ -50,7 +50,11 @@ def run(main: Callable[[T], Any], options: type[T], description: str | None) -> 
       description: its docstring, for ``--help``.
     """
     keep_freed_memory()
-    main(tyro.cli(options, description=description))
+    given = tyro.cli(options, description=description)
+    for name in ("epochs", "seeds", "rounds"):
+        if (value := getattr(given, name, None)) is not None and value < 1:
+            raise SystemExit(f"--{name} must be at least 1, got {value}")
+    main(given)
 
 
 def keep_freed_memory() -> bool:

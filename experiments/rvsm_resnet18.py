@@ -129,7 +129,11 @@ def forgetting(tx: optax.GradientTransformation, steps: int) -> optax.GradientTr
 
 def main(options: ResNetOptions) -> None:
     """Trains dense and sparse with every seed and saves both after every run."""
+    if options.as_released and options.protocol != "published":
+        raise SystemExit("--as-released is of the published protocol: add --protocol published")
     started, p, rows = time.time(), plan(options), []
+    for sparse in (False, True):
+        _method(options, p, 1, sparse)  # refuses a bad strength before anything is trained
     cifar = data.load("cifar10", options.data_dir)
     training = (cifar.train_images[: p.examples], cifar.train_labels[: p.examples])
     test = (cifar.test_images, cifar.test_labels)

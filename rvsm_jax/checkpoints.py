@@ -24,6 +24,7 @@ import jax
 from rvsm_jax.step import PyTree, leaf_name
 
 FORMAT = "rvsm-jax checkpoint 1"
+STEP = re.compile(r"step-\d+")
 
 
 class CheckpointError(RuntimeError):
@@ -62,6 +63,8 @@ class Checkpoints:
         final = self._directory / f"step-{step:08d}"
         partial = self._hidden(final)
         try:
+            if (run := _run(final)) is not None and run[0] != self._agree:
+                raise ValueError("there is one of another run")
             _write(partial, step, tree, extra, self._agree)
             if jax.process_index() == 0:
                 if final.exists():
@@ -101,14 +104,13 @@ class Checkpoints:
         return None
 
     def _paths(self) -> list[pathlib.Path]:
-        found = (path for path in self._directory.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+        found = (path for path in self._directory.glob("step-*") if STEP.fullmatch(path.name))
         return sorted(found, key=lambda path: int(path.name[5:]))
 
     def _strangers(self) -> list[pathlib.Path]:
         """Folders that Orbax wrote for somebody else, the directory itself included."""
         found = (path.parent for path in self._directory.glob("**/_CHECKPOINT_METADATA"))
-        ours = self._paths()
-        return sorted(path for path in found if not any(path.is_relative_to(o) for o in ours))
+        return sorted(path for path in found if not STEP.fullmatch(path.parent.name))
 
     def _prune(self, newest: pathlib.Path) -> None:
         run = _run(newest)
@@ -167,7 +169,7 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
     """The checked body of a manifest."""
     try:
         stored = json.loads((path / "manifest.json").read_text())
-        body, digest = stored["body"], stored["digest"]
+        body, digest = dict(stored["body"]), str(stored["digest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"its manifest.json is missing or damaged: {error!r}") from error
     if body.get("format") != FORMAT:

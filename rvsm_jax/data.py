@@ -9,6 +9,7 @@ once and cached. A cache is all that later runs need, so TensorFlow Datasets is 
 
 import contextlib
 import json
+import numbers
 import os
 import pathlib
 import warnings
@@ -90,6 +91,7 @@ def split(images: np.ndarray, labels: np.ndarray, validation: int, seed: int) ->
       ``((images, labels), (images, labels))``: what remains, ``N - validation`` of them, and what is held out.
 
     Raises:
+      TypeError: if ``validation`` is not an integer.
       ValueError: if lengths differ or ``validation`` is out of range.
 
     >>> (images, _), (held_out, _) = split(np.zeros((10, 2, 2, 1)), np.arange(10), validation=3, seed=0)
@@ -98,6 +100,8 @@ def split(images: np.ndarray, labels: np.ndarray, validation: int, seed: int) ->
     """
     if len(images) != len(labels):
         raise ValueError(f"images and labels differ in length: {len(images)} and {len(labels)}")
+    if not isinstance(validation, numbers.Integral):
+        raise TypeError(f"validation must be a number of examples, got {validation!r}")
     if not 0 <= validation < len(labels):
         raise ValueError(f"validation must be in 0..{len(labels) - 1} for {len(labels)} examples, got {validation}")
     order = np.random.default_rng(seed).permutation(len(labels))

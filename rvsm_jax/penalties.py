@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rvsm_jax.precision import at_least_float32
 from rvsm_jax.roots import newton, power, scaled, shrinkage
@@ -50,6 +51,33 @@ class Penalty(NamedTuple):
     value: Value
     prox: Prox
     separable: bool = True
+
+
+def by_value(make: Callable[..., Penalty]) -> Callable[..., Penalty]:
+    """make, called once for the same numbers, so that what is jitted with its penalty is; arrays of one are numbers.
+
+    Args:
+      make: numbers to a penalty.
+
+    Returns:
+      A function like it.
+
+    Example:
+      >>> import numpy as np
+      >>> from rvsm_jax import transformed_l1
+      >>> transformed_l1(np.ones(())) is transformed_l1(1.0)
+      True
+    """
+    cached = functools.cache(make)
+
+    def plain(x):
+        return x.item() if isinstance(x, jax.Array | np.ndarray) else x
+
+    @functools.wraps(make)
+    def made(*args, **options):
+        return cached(*map(plain, args), **{name: plain(x) for name, x in options.items()})
+
+    return made
 
 
 @functools.cache
@@ -93,7 +121,7 @@ def l1() -> Penalty:
     return widened(value=jnp.sum, prox=lambda m, t: jnp.maximum(m - t, 0))
 
 
-@functools.cache
+@by_value
 def transformed_l1(a: float = 1.0) -> Penalty:
     """rho(m) = (a + 1) m / (a + m), between l0 (a -> 0) and l1 (a -> infinity).
 
@@ -132,7 +160,7 @@ def transformed_l1(a: float = 1.0) -> Penalty:
     return widened(value=lambda m: jnp.sum((a + 1) * m / (a + m)), prox=prox)
 
 
-@functools.cache
+@by_value
 def scad(scale: float, a: float = 3.7) -> Penalty:
     """rho'(m) = 1 up to s, (a s - m) / (a s - s) up to a s, 0 beyond: an l1 that leaves large weights alone.
 
@@ -148,7 +176,7 @@ def scad(scale: float, a: float = 3.7) -> Penalty:
       The penalty.
 
     Raises:
-      ValueError: if scale is not positive, or a is not above 2.
+      ValueError: if scale is not positive, or a is not above 2 and finite.
 
     References:
       Fan and Li, J. Am. Stat. Assoc. 96 (2001), eq. (2.7).
@@ -160,8 +188,8 @@ def scad(scale: float, a: float = 3.7) -> Penalty:
       [0.  0.5 4. ]
     """
     _require_positive("scale", scale)
-    if not a > 2:
-        raise ValueError(f"a must be above 2, got {a}")
+    if not 2 < a < float("inf"):
+        raise ValueError(f"a must be a finite number above 2, got {a}")
     knee, flat = scale, a * scale
 
     def value(m):
@@ -180,7 +208,7 @@ def scad(scale: float, a: float = 3.7) -> Penalty:
     return widened(value, prox)
 
 
-@functools.cache
+@by_value
 def mcp(gamma: float) -> Penalty:
     """rho(m) = m - m^2 / (2 gamma) up to gamma, gamma / 2 beyond: the minimax concave penalty.
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvsm_jax.coupled import Coupled, Rescale
-from rvsm_jax.groups import Groups, weights
+from rvsm_jax.groups import Groups, over, weights
 from rvsm_jax.penalties import Penalty
 from rvsm_jax.precision import at_least_float32
 from rvsm_jax.sharded import placed_like, whole
@@ -146,6 +146,8 @@ def proximal_operator(
     """
     if not isinstance(penalty, Penalty):
         raise TypeError(f"penalty must be a Penalty such as l0() or l1(), got {penalty!r}")
+    if groups is over:
+        raise TypeError("groups must be a function of a tensor such as over(-1), got over without its axes")
     if not isinstance(groups, Coupled):
         require_function("groups", groups)
     if where is None:

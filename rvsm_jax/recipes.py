@@ -119,7 +119,7 @@ def rgsm(
     lasso = proximal_operator(l1(), groups, where, by_size=by_size)
     prox = proximal_operator(penalty, groups, where, by_size=by_size)
     method = _splitting(optimizer, prox, lam1, beta, learning_rate)
-    return method._replace(tx=optax.chain(group_penalty(lasso, lam2), method.tx))
+    return method._replace(tx=optax.chain(group_penalty(lasso, as_schedule("lam2", lam2)), method.tx))
 
 
 def sparse_group(

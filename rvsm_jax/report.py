@@ -128,7 +128,7 @@ def sparsity(
 
     Raises:
       ValueError: if tolerance is negative, or where selects nothing.
-      TypeError: if where selects a leaf that is not of floats.
+      TypeError: if where selects a leaf that is not of floats, or groups have no names.
 
     Example:
       >>> import jax.numpy as jnp
@@ -144,9 +144,12 @@ def sparsity(
     require_function("where", where)
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be >= 0, got {tolerance}")
+    if groups is not None and not isinstance(groups, Mapping):
+        raise TypeError(f"groups must be a mapping of names to groups such as {{'filters': filters}}, got {groups!r}")
     chosen, paths, leaves = selected(params, where)
     rows = tuple(_row(paths[i], np.asarray(leaves[i]), GROUPS if groups is None else groups, tolerance) for i in chosen)
-    return Sparsity(rows, sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params)))
+    arrays = [leaf for leaf in jax.tree.leaves(params) if hasattr(leaf, "shape")]
+    return Sparsity(rows, sum(math.prod(leaf.shape) for leaf in arrays))
 
 
 def _row(path: str, x: np.ndarray, groups: Mapping[str, Groups], tolerance: float) -> Row:
@@ -166,6 +169,8 @@ def _row(path: str, x: np.ndarray, groups: Mapping[str, Groups], tolerance: floa
 
 
 def _zeros(group: Groups, x: np.ndarray, tolerance: float) -> Zeros | None:
+    if not x.size:
+        return None
     try:
         magnitudes = np.asarray(group(jax.numpy.asarray(x))[0])
     except GroupError:

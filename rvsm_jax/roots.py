@@ -10,7 +10,7 @@ EXCESS = cheb2poly(_EXCESS.coef)[::-1]  # of e over k in `shrinkage`, in 2 h - 1
 
 
 def newton(z, m, t, slope, curvature):
-    """One Newton step on z - m + t rho'(z) = 0, whose derivatives in m and t are then those of the root itself.
+    """One Newton step on z - m + t rho'(z) = 0, whose first derivatives in m and t are then those of the root.
 
     As (z f' - f) / f', a single quotient: XLA keeps quotients in memory for a second reader and repeats the rest.
 
@@ -44,7 +44,7 @@ def shrinkage(k):
       k: from 0 to 4/27, where the root is double; a larger one is taken as that.
 
     Returns:
-      e, whose derivative is that of the root, bounded where the root is double.
+      e, whose first derivative is that of the root, bounded where the root is double; the second is not.
 
     Example:
       >>> import jax.numpy as jnp

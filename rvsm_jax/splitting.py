@@ -212,7 +212,8 @@ def as_schedule(name: str, value: Strength, *, positive: bool = False) -> Schedu
 
     Raises:
       TypeError: if value is neither a number nor a function.
-      ValueError: if it is negative, infinite or NaN, or 0 where it must be positive.
+      ValueError: if it is negative, infinite or NaN, or 0 where it must be positive; of a schedule, if it begins so,
+        but for 0.
 
     Example:
       >>> from rvsm_jax.splitting import as_schedule
@@ -220,6 +221,7 @@ def as_schedule(name: str, value: Strength, *, positive: bool = False) -> Schedu
       0.5
     """
     if callable(value):
+        require_strength(f"{name}(0)", value(jnp.zeros((), jnp.int32)))
         return value
     require_strength(name, value, positive=positive)
     if not isinstance(value, jax.core.Tracer) and value == float("inf"):
@@ -281,6 +283,8 @@ def plus(d, scale, x):
     As -(-d - scale x), the same number: XLA repeats a unary operation in every user, where it would keep a sum in
     memory for a momentum that reads it twice, and with it this leaf's gradient until the backward pass is over.
     """
+    if d.shape != x.shape:
+        raise ValueError(f"updates must have the shapes of the parameters, got {d.shape} for {x.shape}")
     wide = at_least_float32(d.dtype, x.dtype)
     return -(-d.astype(wide) - jnp.asarray(scale, wide) * x.astype(wide)).astype(d.dtype)
 

@@ -57,12 +57,14 @@ def init_state(params: PyTree, model_state: PyTree, tx: optax.GradientTransforma
       The state.
 
     Raises:
-      TypeError: if a parameter is not an array of floating-point numbers.
+      TypeError: if a parameter is not an array of floating-point numbers, or tx no optax transformation.
 
     >>> state = init_state({"kernel": jnp.ones((2, 3))}, {}, optax.sgd(0.1), jax.random.key(0))
     >>> state.step, state.params["kernel"].shape
     (Array(0, dtype=int32), (2, 3))
     """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"tx must be an optax transformation (a method's is its tx), got {type(tx).__name__}")
     for path, leaf in jax.tree.leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):

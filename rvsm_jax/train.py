@@ -12,6 +12,7 @@ Letters: w, the weights that are trained; u = sparse(w), those that are shipped.
 which stay on the device as they are, labels int32 ``[N]``, B of them a batch, S = N // B steps an epoch.
 """
 
+import json
 import math
 import os
 import time
@@ -115,6 +116,7 @@ def fit(
       batch_size: B; a multiple of the number of devices, and at most N.
       key: random key: order of the data, augmentation, noise.
       sparse: ``(w, step) -> u``, jitted here; step is the number of steps made, for strengths that are scheduled.
+        Under ``optax.MultiSteps`` of k, whose schedules count updates: ``lambda w, step: sparse(w, step // k)``.
       replace_weights: put w := u at the end of each epoch, as the published runs did; sound is False.
       select: return the weights of the last epoch or of the best by validation accuracy, of u if there is one; by
         accuracy under ``attack`` if there is that.
@@ -267,15 +269,25 @@ def _fingerprint(train, key, batch_size, select, replace_weights, options, confi
         "compute_dtype": None if dtype is None else str(jnp.dtype(dtype)),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "data": [zlib.crc32(np.asarray(array).tobytes()) for array in train],
-        "config": dict(config or {}),
+        "config": _plain(config or {}),
     }
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, if JSON can hold them."""
+    try:
+        return json.loads(json.dumps(dict(config)))
+    except TypeError as error:
+        raise TypeError(f"config must hold plain values, for JSON: {error}; got {dict(config)}") from error
 
 
 def _check_run(counts, train, validation, select, replace_weights, sparse, attack) -> int:
     """The number of steps an epoch, if the arguments fit together."""
     for name, value in counts.items():
         check_count(name, value)
-    for part, examples in {"train": train, "validation": validation or train}.items():
+    for part, examples in {"train": train, "validation": train if validation is None else validation}.items():
+        if not (isinstance(examples, Sequence) and len(examples) == 2):
+            raise TypeError(f"{part} must be a pair (images, labels), got {_kind(examples)}")
         check_examples(part, *examples)
     batch_size, size = counts["batch_size"], len(train[1])
     if batch_size > size:
@@ -288,6 +300,10 @@ def _check_run(counts, train, validation, select, replace_weights, sparse, attac
         if given and validation is None:
             raise ValueError(f"{name} needs validation data")
     return size // batch_size
+
+
+def _kind(x: Any) -> str:
+    return f"{type(x).__name__} of {len(x)}" if isinstance(x, Sequence) else type(x).__name__
 
 
 def _check_model(forward, sparse, params, model_state, train, validation, preprocess) -> None:

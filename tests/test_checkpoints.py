@@ -218,7 +218,12 @@ def shorten(path):
     manifest.write_text(manifest.read_text()[:-20])
 
 
+def empty(path):
+    (path / "manifest.json").write_text('{"body": [], "digest": 5}')
+
+
 DAMAGES = {
+    empty: "found format None, wanted 'rvsm-jax checkpoint 1'",
     truncate: r"its arrays are damaged: .*: found \[\d+, '\w{16}'\], wanted \[\d+, '\w{16}'\]",
     flip: "its arrays are damaged: ",
     swap: "its arrays are damaged: ",
@@ -266,6 +271,19 @@ def test_a_foreign_checkpoint_is_refused_by_name(tmp_path, agree, template, matc
     Checkpoints(tmp_path, agree, keep=1).save(4, template)
     Checkpoints(tmp_path, agree, keep=1).save(5, template)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000005"]
+
+
+def test_another_runs_checkpoint_of_the_same_step_stays(tmp_path):
+    first, second = (Checkpoints(tmp_path, {"batch_size": size}) for size in (8, 16))
+    first.save(3, tree(3), "first")
+    with pytest.warns(UserWarning, match="step-00000003 could not be written: there is one of another run"):
+        assert not second.save(3, tree(4))
+    assert first.restore(tree())[1] == "first"
+
+
+def test_checkpoints_of_ours_further_down_are_nobodys_business(tmp_path):
+    Checkpoints(tmp_path / "inner", {}).save(1, tree(1))
+    assert Checkpoints(tmp_path, {}).restore(tree()) is None
 
 
 def test_a_checkpoint_of_another_program_is_refused_by_name(tmp_path):

@@ -196,6 +196,8 @@ def test_split_partitions_and_follows_its_seed():
     assert (data.split(images, labels, 30, seed=2)[1][1] != held_labels).any()
     with pytest.raises(ValueError, match=r"validation must be in 0\.\.99 for 100 examples, got 100"):
         data.split(images, labels, 100, seed=0)
+    with pytest.raises(TypeError, match=r"validation must be a number of examples, got 0\.1"):
+        data.split(images, labels, 0.1, seed=0)
     with pytest.raises(ValueError, match="differ in length: 100 and 99"):
         data.split(images, labels[1:], 3, seed=0)
 

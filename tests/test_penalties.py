@@ -168,7 +168,8 @@ def test_top_k_value_is_an_indicator():
         (lambda: rvsm_jax.transformed_l1(-1.0), "got -1.0"),
         (lambda: rvsm_jax.transformed_l1(float("nan")), "got nan"),
         (lambda: rvsm_jax.scad(0.0), "scale must be a positive finite number, got 0.0"),
-        (lambda: rvsm_jax.scad(1.0, a=2.0), "a must be above 2, got 2.0"),
+        (lambda: rvsm_jax.scad(1.0, a=2.0), "a must be a finite number above 2, got 2.0"),
+        (lambda: rvsm_jax.scad(1.0, a=float("inf")), "a must be a finite number above 2, got inf"),
         (lambda: rvsm_jax.mcp(float("inf")), "gamma must be a positive finite number, got inf"),
         (lambda: rvsm_jax.top_k(-1), "got -1"),
         (lambda: rvsm_jax.top_k(1.5), "got 1.5"),
@@ -179,3 +180,8 @@ def test_top_k_value_is_an_indicator():
 def test_bad_shapes_are_refused(make, shown):
     with pytest.raises(ValueError, match=shown.replace("(", r"\(")):
         make()
+
+
+def test_equal_numbers_of_any_kind_make_the_same_penalty():
+    half = [0.5, np.float32(0.5), np.array(0.5), jnp.float32(0.5)]
+    assert len({rvsm_jax.transformed_l1(a) for a in half}) == len({rvsm_jax.mcp(gamma=a) for a in half}) == 1

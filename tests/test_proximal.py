@@ -181,6 +181,7 @@ def test_embeddings_and_normalisation_are_not_kernels():
             ValueError,
             r"axes \(3,\) want a tensor that has them, got one of shape \(4, 4\)",
         ),
+        (lambda: rvsm_jax.proximal_operator(rvsm_jax.l0(), rvsm_jax.over), TypeError, r"over\(-1\), got over without"),
     ],
 )
 def test_bad_arguments_are_named(make, error, shown):

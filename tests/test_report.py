@@ -65,6 +65,11 @@ def test_any_kind_of_tree(tree):
     assert rvsm_jax.sparsity(rvsm_jax.proximal_operator(rvsm_jax.l0())(params, 1e9)).fraction == 1.0
 
 
+def test_what_is_no_array_and_what_is_empty_count_nothing():
+    report = rvsm_jax.sparsity({"kernel": jnp.ones((0, 3)), "activation": jnp.tanh, "bias": jnp.ones(3)})
+    assert (report.parameters, report.weights, report.rows[0].groups) == (3, 0, {})
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"tolerance must be >= 0, got -1"):
         rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}, tolerance=-1)
@@ -73,5 +78,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match="where must be a function, got 'kernel'"):
         rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}, where="kernel")
     assert rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}, groups={}).rows[0].groups == {}
+    with pytest.raises(TypeError, match=r"groups must be a mapping of names to groups .*, got <function"):
+        rvsm_jax.sparsity({"kernel": jnp.ones((2, 2))}, groups=rvsm_jax.filters)
     with pytest.raises(ValueError, match="selects none of"):
         rvsm_jax.sparsity({"bias": jnp.ones(2)})

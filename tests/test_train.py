@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import rvsm_jax
 from rvsm_jax import train
 from rvsm_jax.finite import nonfinite
 from tests.digits import KEY, assert_equal, digits, fit, forward, hard, mlp
@@ -120,11 +121,20 @@ def test_bad_arguments_are_named(changes, match):
             r"train: labels must be .*float64 \(200,\)",
         ),
         ({"validation": (np.zeros((9, 8, 8, 1)), np.eye(9, 10))}, r"validation: labels .*float64 \(9, 10\)"),
+        ({"validation": ()}, r"validation must be a pair \(images, labels\), got tuple of 0"),
+        ({"train": np.zeros((9, 8, 8, 1))}, r"train must be a pair \(images, labels\), got ndarray"),
+        ({"tx": rvsm_jax.rvsm(optax.sgd(0.1), rvsm_jax.l1(), 1.0, 1.0)}, "tx must be an optax .*its tx.*got Method"),
+        ({"tx": optax.sgd}, "tx must be an optax transformation .*got function"),
     ],
 )
 def test_arguments_of_another_type_are_named(changes, match):
     with pytest.raises(TypeError, match=match):
         fit(**changes)
+
+
+def test_settings_that_no_checkpoint_can_hold_are_named(tmp_path):
+    with pytest.raises(TypeError, match=r"config must hold plain values, .*float32.*; got \{'rate'"):
+        fit(checkpoint_dir=tmp_path, config={"rate": np.float32(1)})
 
 
 def test_integer_parameters_are_named():
