@@ -12,10 +12,11 @@ Under ``optax.inject_hyperparams`` name the operator as static: ``static_args=("
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rvsm_jax.precision import at_least_float32
@@ -221,7 +222,8 @@ def as_schedule(name: str, value: Strength, *, positive: bool = False) -> Schedu
       0.5
     """
     if callable(value):
-        require_strength(f"{name}(0)", value(jnp.zeros((), jnp.int32)))
+        start: Any = np.int32(0)  # not JAX's, whose dtypes depend on the precision that is on
+        require_strength(f"{name}(0)", value(start))
         return value
     require_strength(name, value, positive=positive)
     if not isinstance(value, jax.core.Tracer) and value == float("inf"):
