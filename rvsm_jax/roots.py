@@ -44,7 +44,7 @@ def shrinkage(k):
       k: from 0 to 4/27, where the root is double; a larger one is taken as that.
 
     Returns:
-      e, whose first derivative is that of the root, bounded where the root is double; the second is not.
+      e. Its first derivative is that of the root, bounded where the root is double; its second is not the root's.
 
     Example:
       >>> import jax.numpy as jnp
